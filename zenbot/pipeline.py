@@ -189,7 +189,8 @@ def execute(
     with _quiet(), _watch(run, show):
         try:
             pm.execute_notebook(str(notebooks_dir()/stage.notebook), str(working), values | {'run': str(run.path)}, kernel_name='python3',
-                                progress_bar=False, cwd=str(run.path), env=dict(os.environ, ZENBOT_BATCH='1', ZENBOT_HOME=str(home())))
+                                progress_bar=False, cwd=str(run.path), extra_arguments=['--log-level=40'],
+                                env=dict(os.environ, ZENBOT_BATCH='1', TQDM_DISABLE='1', ZENBOT_HOME=str(home())))
         except pm.PapermillExecutionError as e: raise _explain(e, stage, final) from None
         finally:
             if working.exists(): working.replace(final)
@@ -257,9 +258,9 @@ def run_profile(
 
 def _run_stage(run: Run, stage: Stage, values: dict, key: str, show):
     "Executes a stage and records it, whether it ends well or not."
-    start = time.time()
-    record = lambda **entry: run.update(stages=run.record.get('stages', {}) | {stage.name: dict(key=key, **entry)})
-    record(status='running', started=time.strftime('%Y-%m-%dT%H:%M:%S'))
+    start, started = time.time(), time.strftime('%Y-%m-%dT%H:%M:%S')
+    record = lambda **entry: run.update(stages=run.record.get('stages', {}) | {stage.name: dict(key=key, started=started, **entry)})
+    record(status='running')
     show(stage.name, 'running', {})
     try: execute(run, stage, values, lambda info: show(stage.name, 'running', info))
     except (BadInput, RunFailed) as e:
