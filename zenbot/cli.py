@@ -55,7 +55,7 @@ class _Bars:
 
 # %% ../nbs/20_cli.ipynb #7025d4f3
 def _print_table(rows: list, out):
-    "A list of dicts with the same keys as a plain table; wide ones are turned, so that they fit."
+    "A list of dicts with the same keys as a plain table."
     from rich.console import Console
     from rich.table import Table
     table = Table(box=None, pad_edge=False)
@@ -90,11 +90,8 @@ def run(
 
 def _show_board(folder: Run, board: dict, ran: list):
     "The leaderboard on the terminal, and where to look next."
-    from zenbot.evaluation import leaderboard_table
-    table = leaderboard_table(board['models'])
-    turned = [{'': key} | {row['model']: row[key] for row in table} for key in table[0] if key != 'model']
     if not ran: print(f'Everything is up to date in {folder.path}.')
-    _print_table(turned, sys.stdout)
+    _print_table(board['table'], sys.stdout)
     print(f'\nReport:  {folder/"report.html"}\nModel:   {folder/"final_merged_pruned"}')
 
 @app.command()

@@ -168,11 +168,12 @@ class Run:
 class Heartbeat:
     "Says how far a stage is, in `progress.json`: at most twice a second, with elapsed and remaining seconds."
     def __init__(self, run: Run, stage: str):
-        self.run, self.stage, self.start, self.last = run, stage, time.time(), 0.0
+        self.run, self.stage, self.start, self.last, self.first = run, stage, time.time(), 0.0, None
 
     def __call__(self, done: int, total: int, **info):
         now = time.time()
+        if self.first is None: self.first = done - 1   # a resumed stage does not begin at 0
         if now - self.last < 0.5 and done < total: return
         self.last, spent = now, now - self.start
-        eta = round(spent * (total - done) / done, 1) if done else None
+        eta = round(spent * (total - done) / (done - self.first), 1) if done else None
         write_json(self.run/'progress.json', dict(stage=self.stage, done=done, total=total, seconds=round(spent, 1), eta=eta, **info))

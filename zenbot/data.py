@@ -203,21 +203,23 @@ def drop_leaking(train: list, held: list) -> tuple:
             for r, g in zip(train, numbers) if g in taken]
     return kept, gone
 
-def make_splits(train: list, valid: list, test: list, held_out: float, seed: int) -> tuple:
-    "(splits, rejected): given held-out files are kept; what is missing is split off by group."
-    rejected = []
-    if valid and not test: parts = split(valid, {'test': 0.5, 'valid': 0.5}, seed)
-    elif test and not valid: parts = {'test': test} | split(train, {'valid': held_out, 'train': 1 - held_out}, seed)
-    elif valid: parts = {'valid': valid, 'test': test}
-    else: parts = split(train, {'test': held_out / 2, 'valid': held_out / 2, 'train': 1 - held_out}, seed)
-    if 'train' not in parts: parts['train'] = sorted(train, key=lambda r: digest([seed, r['id']]))
-    if valid and test:
-        parts['valid'], gone = drop_leaking(parts['valid'], parts['test'])
-        rejected += gone
-    for name in ('test', 'valid'):
-        parts['train'], gone = drop_leaking(parts['train'], parts[name])
-        rejected += gone
-    return parts, rejected
+def make_splits(
+    train: list, valid: list, test: list, unlearn: list,  # canonical rows; valid and test may be empty
+    held_out: float = 0.2,
+    seed: int = 0,
+) -> tuple:   # ({'train', 'valid', 'test'}, rejected)
+    "Given held-out files are kept; what is missing is split off by group; nothing crosses a split."
+    shares = {'test': held_out / 2, 'valid': held_out / 2, 'train': 1 - held_out}
+    if valid or test:
+        if not test: given = {'train': train} | split(valid, {'test': 0.5, 'valid': 0.5}, seed)
+        elif not valid: given = {'test': test} | split(train, {'valid': held_out, 'train': 1 - held_out}, seed)
+        else: given = {'train': train, 'valid': valid, 'test': test}
+        own = split(unlearn, shares, seed)
+        parts = {name: given[name] + own[name] for name in shares}
+    else: parts = split(train + unlearn, shares, seed)
+    parts['valid'], rejected = drop_leaking(parts['valid'], parts['test'])
+    parts['train'], more = drop_leaking(parts['train'], parts['valid'] + parts['test'])
+    return {name: sorted(rows, key=lambda r: digest([seed, r['id']])) for name, rows in parts.items()}, rejected + more
 
 # %% ../nbs/03_data.ipynb #ab3b0567
 def _documents(path: Path) -> list:
@@ -266,25 +268,16 @@ def build_data(
     texts, gone = load_corpus(corpus, seed)
     accepted = sum(map(len, read.values()))
     card = dict(rows_in=accepted + len(rejected), rejected=dict(Counter(r['reason'].split(' of line')[0] for r in rejected)))
-    parts, leaking = make_splits(read['train'], read['valid'], read['test'], held_out, seed)
-    more, also = make_splits(read['unlearn'], [], [], held_out, seed)
-    rows = {name: parts[name] + more[name] for name in ('train', 'valid', 'test')}
-    for name, others in (('valid', ['test']), ('train', ['test', 'valid'])):
-        rows[name], gone = drop_leaking(rows[name], [r for o in others for r in rows[o]])
-        leaking += gone
-    used = {name: _cap(rs, max_train_rows if name == 'train' else max_eval_rows, seed) for name, rs in rows.items()}
+    rows, leaking = make_splits(**read, held_out=held_out, seed=seed)
+    used = {name: rs[:(max_train_rows if name == 'train' else max_eval_rows) or None] for name, rs in rows.items()}   # their order is a hash: each kind keeps about its share
     if min(map(len, used.values())) == 0: raise BadInput(f'{train_file} is too small to split: at least three different questions are needed, ten times as many are wise.')
     assert leaks(**used) == 0, 'a group crosses two splits'
-    card |= dict(leaking_train_rows=len(leaking + also), rows={n: len(rs) for n, rs in used.items()},
+    card |= dict(leaking=len(leaking), rows={n: len(rs) for n, rs in used.items()},
                  left_out_by_caps=sum(map(len, rows.values())) - sum(map(len, used.values())),
                  kinds={n: dict(Counter(r['kind'] for r in rs)) for n, rs in used.items()},
                  corpus=dict(documents=len(texts), words=sum(len(t['text'].split()) for t in texts), held_out=sum(t['split'] == 'valid' for t in texts)))
     for name, rs in used.items(): write_jsonl(run/f'data/{name}.jsonl', rs)
     write_jsonl(run/'data/corpus.jsonl', texts)
-    write_jsonl(run/'data/rejected.jsonl', rejected + leaking + also)
+    write_jsonl(run/'data/rejected.jsonl', rejected + leaking)
     write_json(run/'data/card.json', card)
     return card
-
-def _cap(rows: list, most: int, seed: int) -> list:
-    "At most so many rows, chosen by hash, so that every kind keeps about its share."
-    return sorted(rows, key=lambda r: digest([seed, 'cap', r['id']]))[:most or None]

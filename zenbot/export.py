@@ -10,7 +10,6 @@ import base64, json
 from pathlib import Path
 
 from .core import BadInput, Run, package_dir, read_json, read_jsonl, write_text
-from .evaluation import leaderboard_table
 
 # %% ../nbs/18_export.ipynb #b5a3dd9f
 def verdict(
@@ -45,7 +44,7 @@ def _facts(run: Run) -> dict:
     if not board: raise BadInput(f'{run.path} has no leaderboard yet: finish the run first (zenbot run {record.get("profile", "demo")} --run {run.path}).')
     images = [(*FIGURES[name], base64.b64encode((run/f'figures/{name}.png').read_bytes()).decode()) for name in FIGURES if (run/f'figures/{name}.png').exists()]
     return dict(name=run.path.name, record=record, minutes=sum(s['seconds'] for s in record['stages'].values()) / 60, verdict=verdict(board['models']),
-                table=leaderboard_table(board['models']), figures=images, talks=_talks(run), card=read_json(run/'data/card.json'),
+                table=board['table'], figures=images, talks=_talks(run), card=read_json(run/'data/card.json'),
                 pruning=read_json(run/'results/pruning.json'), parameters=json.dumps(record['parameters'], indent=1), environment=json.dumps(record['environment'], indent=1))
 
 def write_report(

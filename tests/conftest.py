@@ -1,0 +1,38 @@
+"""Shared by all tests: a finished smoke run, real data where it is there, and an environment that calls nobody."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+ROOT = Path(__file__).parent.parent
+SHARED = ROOT.parent / "shared" / "data"
+STAGES = ["data", "stage1", "stage2", "pruning", "evaluation"]
+
+
+def shared(name: str) -> Path:
+    """A file of the real data beside the clone; the test is skipped where it is not there."""
+    if not (SHARED / name).exists():
+        pytest.skip(f"real data {name} is not beside this clone")
+    return SHARED / name
+
+
+def zenbot(*args, home: Path, **kwargs) -> subprocess.CompletedProcess:
+    """Runs the command as a user would."""
+    env = os.environ | {"ZENBOT_HOME": str(home)}
+    return subprocess.run([str(Path(sys.executable).parent / "zenbot"), *map(str, args)], capture_output=True, text=True, env=env, cwd=home, **kwargs)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="session")
+def smoke(home) -> Path:
+    """The folder of a smoke run: every stage notebook, executed by papermill through the command."""
+    done = zenbot("run", "smoke", home=home)
+    assert done.returncode == 0, done.stderr
+    return home / "runs" / "smoke"
