@@ -27,12 +27,12 @@ def copy_of(smoke: Path, home: Path) -> Path:
 
 
 def test_every_stage_leaves_what_it_promises(smoke):
-    for name in ["run.json", "report.html", "MODEL_CARD.md", "data/card.json", "data/rejected.jsonl", "tinyllama-medical-pretrained/adapter_model.safetensors",
+    for name in ["run.json", "report.html", "MODEL_CARD.md", "data/card.json", "tinyllama-medical-pretrained/adapter_model.safetensors",
                  "lora_adapters/adapter_model.safetensors", "final_merged_pruned/model.safetensors", "final_merged_pruned/chat_template.jinja",
                  "results/training_log.json", "results/leaderboards_full.json", "figures/leaderboard.png", "notebooks/09_stage2.ipynb"]:
         assert (smoke / name).stat().st_size > 0, name
     assert [s for s, e in read_json(smoke / "run.json")["stages"].items() if e["status"] == "done"] == STAGES
-    assert not [p for p in smoke.rglob(".*.tmp*")], "nothing half-written"
+    assert (smoke / "data/rejected.jsonl").exists() and not [p for p in smoke.rglob(".*.tmp*")], "nothing half-written"
 
 
 def test_every_leaderboard_entry_has_intervals_and_a_paired_difference(smoke):

@@ -188,6 +188,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                  'zenbot.training._Progress.on_step_end': ('training.html#_progress.on_step_end', 'zenbot/training.py'),
                                  'zenbot.training._Progress.rate': ('training.html#_progress.rate', 'zenbot/training.py'),
                                  'zenbot.training._adapters_in_base_dtype': ('training.html#_adapters_in_base_dtype', 'zenbot/training.py'),
+                                 'zenbot.training._divisor': ('training.html#_divisor', 'zenbot/training.py'),
                                  'zenbot.training._tidy': ('training.html#_tidy', 'zenbot/training.py'),
                                  'zenbot.training._trainer': ('training.html#_trainer', 'zenbot/training.py'),
                                  'zenbot.training.add_lora': ('training.html#add_lora', 'zenbot/training.py'),

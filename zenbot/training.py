@@ -173,7 +173,7 @@ def train(
     if not rows: raise BadInput(f'{name} has no row with a labelled token: nothing can be learned. Raise max_length, or look at the data.')
     setting = dict(learning_rate=learning_rate, num_train_epochs=epochs, max_steps=max_steps, per_device_train_batch_size=batch_size,
                    gradient_accumulation_steps=accumulate, weight_decay=weight_decay, warmup_steps=warmup, lr_scheduler_type=schedule, seed=seed,
-                   eval_steps=eval_steps, save_steps=eval_steps, logging_steps=max(1, eval_steps // 5))
+                   eval_steps=eval_steps, save_steps=eval_steps, logging_steps=_divisor(eval_steps, eval_steps // 5))
     learned = [(n, list(p.shape)) for n, p in model.named_parameters() if p.requires_grad]
     folder = run/'checkpoints'/f'{name}-{digest([setting, rows, learned])[:12]}'
     os.environ['TENSORBOARD_LOGGING_DIR'] = str(run/'tensorboard'/name)
@@ -186,6 +186,10 @@ def train(
     return _tidy(trainer.state.log_history, before, dict(
         steps=trainer.state.global_step, tokens_per_s=round(progress.rate, 1), seconds=round(meter.seconds, 1), peak_memory_mb=round(meter.peak_mb),
         trainable_parameters=count_parameters(model, trainable=True), parameters=count_parameters(model), rows=len(rows)))
+
+def _divisor(n: int, most: int) -> int:
+    "The largest divisor of n that is at most `most`: a checkpoint then never falls between two logs, whose mean a resumed run could not know."
+    return next(d for d in range(max(1, most), 0, -1) if n % d == 0)
 
 def _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, report_to) -> ZenTrainer:
     "The Trainer, quiet in batch runs, with a progress table where a person looks on."
