@@ -44,6 +44,8 @@ def test_a_notebook_opens_with_its_promise_and_carries_small_outputs(path):
 def test_exported_code_imports_only_from_lower_floors(path):
     floors = {p.stem.split("_", 1)[1]: int(p.stem[:2]) for p in NOTEBOOKS}
     module = ROOT / "zenbot" / f"{path.stem.split('_', 1)[1]}.py"
+    if not module.exists():
+        pytest.skip("exports nothing")
     imported = [n.module.split(".")[1] for n in ast.walk(ast.parse(module.read_text())) if isinstance(n, ast.ImportFrom) and (n.module or "").startswith("zenbot.")]
     assert all(floors[name] < int(path.stem[:2]) for name in imported), imported
 

@@ -34,7 +34,7 @@ def test_chunked_loss_equals_full_logits(n, vocab, chunk, seed, head):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.lists(st.integers(3, 9), max_size=20), max_size=8), st.integers(2, 16))
 def test_packing_loses_no_token(documents, size):
-    blocks = pack(documents, size, eos_token_id=2)
+    blocks = pack(documents, eos_token_id=2, block_size=size)
     stream = [t for d in documents for t in d + [2]]
     packed = [t for b in blocks for t in b["input_ids"]]
     assert packed == stream[:len(packed)] and len(stream) - len(packed) <= 1, "only a last block of one token has nothing to predict"

@@ -15,8 +15,7 @@ from .data import prompt_key
 from .generation import generate_answers
 from .measures import Clock, Meter, interval, response_losses, rouge_l, similarity
 from .models import count_parameters, load_model, locate, size_mb
-from .prompts import load_prompter
-from .stage2 import tokenize_rows
+from .prompts import load_prompter, tokenize_rows
 
 # %% ../nbs/12_evaluation.ipynb #bc1a4fc3
 def benchmark_model(

@@ -7,10 +7,10 @@ __all__ = ['pack']
 
 # %% ../nbs/08_stage1.ipynb #e5a601db
 def pack(
-    token_lists: list,   # documents as lists of token ids
-    block_size: int,
-    eos_token_id: int,   # closes each document
-) -> list:               # rows {'input_ids', 'labels'}, all of `block_size` but the last
+    token_lists: list,       # documents as lists of token ids
+    eos_token_id: int,       # closes each document
+    block_size: int = 1024,  # tokens
+) -> list:                   # rows {'input_ids', 'labels'}, all of `block_size` but the last
     "Concatenates documents, parted by EOS, and cuts them into blocks; no token is lost, and the remainder is kept."
     stream = [t for tokens in token_lists for t in [*tokens, eos_token_id]]
     blocks = [stream[i:i + block_size] for i in range(0, len(stream), block_size)]
