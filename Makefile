@@ -21,7 +21,7 @@ lab: .venv/.installed-dev         ## JupyterLab on the notebooks
 	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
 	$(BIN)/jupyter lab nbs
 
-.venv/.installed: settings.ini setup.py constraints.txt
+.venv/.installed: settings.ini setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch
 	$(BIN)/pip install -q -c constraints.txt -e .

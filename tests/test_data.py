@@ -89,11 +89,37 @@ def test_all_forms_of_a_row_mean_the_same(tmp_path):
     assert len(ids) == 1
 
 
+@pytest.mark.parametrize("name, content, columns, words", [
+    ("broken.parquet", b"PAR1 nothing", "", "cannot be read as parquet"), ("rows.jsonl", b'{"prompt": "a", "response": "b"}', "prompt", "not of the form")])
+def test_tables_and_columns_that_cannot_be_read(name, content, columns, words, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=words):
+        load_rows(tmp_path / name, columns=columns)
+
+
+def test_a_binary_file_is_no_corpus(tmp_path):
+    for name, content in (("book.pdf", b"%PDF-1.7 words"), ("noise.txt", bytes(range(128, 256)) * 9)):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match="holds no text"):
+            load_corpus(tmp_path / name)
+
+
 def test_a_single_document_is_split_and_nothing_of_it_is_lost(tmp_path):
     text = " ".join(f"word{i}" for i in range(100))
     (tmp_path / "one.txt").write_text(text)
     rows, _ = load_corpus(tmp_path / "one.txt")
     assert " ".join(r["text"] for r in rows) == text and [r["split"] for r in rows] == ["train", "valid"]
+
+
+def test_a_rejected_document_is_kept_and_counted(tmp_path):
+    from zenbot.core import Run, read_jsonl
+    from zenbot.data import build_data
+    (tmp_path / "texts").mkdir()
+    for name in "abc":
+        (tmp_path / f"texts/{name}.txt").write_text("the same words" if name != "c" else "other words")
+    run = Run(tmp_path / "run")
+    card = build_data(run, "sample/counsel.jsonl", "", "", "", tmp_path / "texts")
+    assert card["corpus"]["rejected"] == 1 and [r["reason"] for r in read_jsonl(run / "data/rejected.jsonl")] == ["duplicate document"]
 
 
 def test_given_files_keep_the_held_out_rows_and_quarantine_the_leaking_ones():

@@ -64,6 +64,13 @@ def test_any_text_is_labelled_to_its_end(pair):
     assert learned[-1] == tok.eos_token_id and tok.decode(learned[:-1]).strip() == pair[1]
 
 
+def test_an_examination_labels_the_last_answer_only():
+    tok = tokenizer("tiny", "chat")
+    whole, last = tokenize_and_mask(TURNS, tok, 10_000), tokenize_and_mask(TURNS, tok, 10_000, last_only=True)
+    assert whole["input_ids"] == last["input_ids"]
+    assert tok.decode([l for l in last["labels"] if l != -100]).strip() == TURNS[-1]["content"] + tok.eos_token
+
+
 def test_padding_is_never_a_label_and_eos_is_not_padding():
     for name in ("tiny", "smollm2-135m"):
         tok = set_template(load_tokenizer(name), "own")

@@ -73,6 +73,43 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(stories, tmp_path)
     assert torch.allclose(*weights, atol=2e-5)
 
 
+def test_a_checkpoint_of_another_training_is_not_taken(stories, tmp_path):
+    """Killed, then started with another LoRA scale or another base: the result is that of a fresh run."""
+    from transformers import TrainerCallback
+
+    from zenbot import training
+    _, tok, rows = stories
+    tok.pad_token_id = 0
+
+    def weights(run, alpha=32, base_shift=0.0, kill=False):
+        base = load_model(shared("stories260k"), torch.float32)
+        base.get_decoder().layers[0].mlp.up_proj.weight.data += base_shift
+        model = add_lora(base, r=4, alpha=alpha, dropout=0.0)
+        real = training._Progress.on_step_end
+        def dies(self, args, state, control, **kw):
+            if state.global_step == 3: raise KeyboardInterrupt
+        if kill: training._Progress.on_step_end = dies
+        try: train(run, "same", model, tok, rows, rows[:2], learning_rate=1e-2, max_steps=4, batch_size=4, eval_steps=2, report_to="none")
+        except KeyboardInterrupt: return None
+        finally: training._Progress.on_step_end = real
+        return torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "lora" in n])
+
+    weights(Run(tmp_path / "killed"), kill=True)
+    assert list((tmp_path / "killed/checkpoints").glob("*/checkpoint-2/complete.json"))
+    for change in (dict(alpha=8), dict(base_shift=0.01)):
+        assert torch.equal(weights(Run(tmp_path / "killed"), **change), weights(Run(tmp_path / f"fresh{change}"), **change))
+
+
+def test_a_model_whose_head_does_more_is_refused(stories):
+    from zenbot.core import BadInput
+    from zenbot.models import _with_plain_head
+    model, _, _ = stories
+    head = model.lm_head.forward
+    model.lm_head.forward = lambda x: 30 * torch.tanh(head(x) / 30)
+    with pytest.raises(BadInput, match="Choose a Llama-like model"):
+        _with_plain_head(model, "capped")
+
+
 def test_merged_equals_adapter_and_a_bad_merge_is_refused(stories):
     _, _, rows = stories
     model = add_lora(load_model(shared("stories260k"), torch.float32), targets="all-linear")

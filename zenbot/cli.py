@@ -65,7 +65,7 @@ def _print_table(rows: list, out):
 
 @app.command()
 def run(
-    profile: Annotated[str, typer.Argument(help='smoke (seconds), demo (minutes on 2 cores), t4, full, or a YAML file.')],
+    profile: Annotated[str, typer.Argument(help='smoke (a minute), demo (ten minutes on 2 cores), t4, full, or a YAML file.')],
     run: Annotated[Optional[Path], typer.Option('--run', help='Run folder; runs/PROFILE if not given.')] = None,
     override: Annotated[Optional[list[str]], typer.Option('-p', help='Set a parameter: -p stage2.epochs=2. Can be repeated.')] = None,
     start: Annotated[Optional[str], typer.Option('--from', help='Execute from this stage on, up to date or not.')] = None,
@@ -79,7 +79,8 @@ def run(
         def note(stage, state, info):
             if state == 'done': ran.append(stage)
             show(stage, state, info)
-        folder = run_profile(profile, run, tuple(override or ()), start, until, note)
+        try: folder = run_profile(profile, run, tuple(override or ()), start, until, note)
+        except KeyboardInterrupt: raise RunFailed('stopped. What is finished is kept; the same command goes on from here.') from None
     board = read_json(folder/'results/leaderboards_full.json') if until in (None, 'evaluation') else None
     if board and (ran or not (folder/'report.html').exists()):
         from zenbot.export import write_report
@@ -113,13 +114,16 @@ def notebooks(folder: Annotated[Path, typer.Argument(help='A new or empty folder
     else: print(f'{len(names)} notebooks are in {folder}. Open them with: jupyter lab {folder}')
 
 # %% ../nbs/20_cli.ipynb #2a43d080
-@app.callback()
-def _options(debug: Annotated[bool, typer.Option('--debug', help='Show tracebacks.')] = False,
-             version: Annotated[bool, typer.Option('--version', help='Show the version and stop.')] = False):
-    if version:
+def _version(wanted: bool):
+    "Prints the version and stops."
+    if wanted:
         from zenbot import __version__
         print(__version__)
         raise typer.Exit()
+
+@app.callback()
+def _options(debug: Annotated[bool, typer.Option('--debug', help='Show tracebacks.')] = False,
+             version: Annotated[bool, typer.Option('--version', help='Show the version and stop.', is_eager=True, callback=_version)] = False): pass
 
 def main(args: list | None = None) -> None:
     "The entry point; exits with 0, 1 (a run failed) or 2 (bad input)."
@@ -132,6 +136,3 @@ def main(args: list | None = None) -> None:
         if not isinstance(e, (BadInput, RunFailed)) and not full: message = f'{type(e).__name__}: {e}\nThis should not happen; `zenbot --debug …` shows where.'
         print(f'zenbot: {message}', file=sys.stderr)
         sys.exit(2 if isinstance(e, BadInput) else 1)
-    except KeyboardInterrupt:
-        print('\nzenbot: stopped. What is finished is kept; the same command goes on from here.', file=sys.stderr)
-        sys.exit(130)

@@ -54,6 +54,12 @@ def _read_table(path: Path):
             reader = csv.DictReader(f, delimiter='\t' if path.suffix == '.tsv' else ',')
             yield from (Raw(path.name, reader.line_num, {k: v for k, v in row.items() if k}) for row in reader)
 
+def _readable(path: Path, rows):
+    "The rows of a table; a file that its reader cannot read is bad input."
+    import pyarrow
+    try: yield from rows
+    except (csv.Error, pyarrow.ArrowException) as e: raise BadInput(f'{path} cannot be read as {path.suffix[1:]}: {str(e).splitlines()[0][:150]}. Export it again.') from None
+
 def _read_hub(name: str):
     "The train split of a Hub data set, streamed."
     from datasets import load_dataset
@@ -66,9 +72,9 @@ def read_rows(
 ):                       # -> iterator of Raw
     "Every row of a source with its place; the form is told by the suffix and the first character."
     if str(source).startswith('hub:'): return _read_hub(str(source)[4:])
-    path = find_input(source)
+    path = find_input(Path(source).expanduser())
     if path.is_dir(): raise BadInput(f'{path} is a folder; name the file of rows in it.')
-    if path.suffix in ('.csv', '.tsv', '.parquet'): return _read_table(path)
+    if path.suffix in ('.csv', '.tsv', '.parquet'): return _readable(path, _read_table(path))
     with open(path, 'rb') as f: first = f.read(4096).removeprefix(b'\xef\xbb\xbf').lstrip()[:1]
     return _read_array(path) if first == b'[' else _read_lines(path)
 
@@ -76,10 +82,16 @@ def read_rows(
 KINDS = ('counsel', 'refusal', 'unknown', 'code')
 
 def clean(text: str) -> str:
-    "Unicode NFC, mojibake repaired, control characters and trailing spaces dropped, at most one empty line in a row."
-    text = ftfy.fix_text(text, normalization='NFC').replace('\u200b', '')
+    "Unicode NFC, mojibake repaired, control characters and trailing spaces dropped, at most one empty line in a row; cleaning twice changes nothing more."
+    for _ in range(5):   # a dropped character can uncover one more repair
+        before, text = text, _clean_once(text)
+        if text == before: break
+    return text
+
+def _clean_once(text: str) -> str:
+    text = ftfy.fix_text(text, normalization='NFC').replace('\u200b', '').replace('\u00a0', ' ')
     text = ''.join(c for c in text if c in '\n\t' or unicodedata.category(c)[0] != 'C' or c == '\u200d')
-    return re.sub(r'\n{3,}', '\n\n', re.sub(r'[ \t\u00a0]+', ' ', re.sub(r'[ \t]+\n', '\n', text))).strip()
+    return re.sub(r'\n{3,}', '\n\n', re.sub(r'(?<=\S)[ \t]+', ' ', re.sub(r'[ \t]+\n', '\n', text))).strip()
 
 def to_messages(row: dict) -> list:
     "The messages of a row in any known form; `ValueError` names what is wrong."
@@ -125,7 +137,8 @@ def load_rows(
     max_chars: int = 20000,
 ) -> tuple:                  # (rows, rejected)
     "All rows of a source in canonical form, and the rejected ones with file, line and reason; a source without one good row is an error."
-    names = dict(part.strip().split('=') for part in columns.split(',')) if columns else {}
+    names = {ours.strip(): theirs.strip() for ours, found, theirs in (part.partition('=') for part in columns.split(',')) if found}
+    if columns and not names: raise BadInput(f"data.columns '{columns}' is not of the form prompt=Context, response=Response.")
     rows, rejected, seen = [], [], {}
     for raw in read_rows(source):
         try:
@@ -226,21 +239,21 @@ def _documents(path: Path) -> list:
     "The raw documents of a file, as (place, text)."
     if path.suffix == '.jsonl':
         return [(raw.line, raw.value.get('text') if isinstance(raw.value, dict) else None) for raw in read_rows(path)]
-    return list(enumerate(path.read_text(encoding='utf-8', errors='replace').split('<|doc|>'), 1))
+    return list(enumerate(path.read_text(encoding='utf-8-sig', errors='replace').split('<|doc|>'), 1))
 
 def load_corpus(
     source: str | Path,  # a text, Markdown or JSONL file, or a folder of them
     seed: int = 0,
 ) -> tuple:              # (rows {'id','text','source','split'}, rejected)
     "Clean, deduplicated documents, a tenth of them with split `valid`."
-    path = find_input(source)
-    files = sorted(p for p in path.rglob('*') if p.suffix in ('.txt', '.md', '.jsonl')) if path.is_dir() else [path]
+    path = find_input(Path(source).expanduser())
+    files = [p for p in (sorted(path.rglob('*')) if path.is_dir() else [path]) if p.suffix in ('.txt', '.md', '.jsonl')]
     rows, rejected = {}, []
     for file in files:
         for n, text in _documents(file):
             text = clean(text) if isinstance(text, str) else ''
             key = digest(normalise(text))[:16]
-            reason = 'no text' if not text else 'duplicate document' if key in rows else ''
+            reason = 'no text' if not text else 'not UTF-8 text' if text.count('\ufffd') > len(text) / 100 else 'duplicate document' if key in rows else ''
             if reason: rejected.append(dict(file=file.name, line=n, reason=reason, text=text))
             else: rows[key] = dict(id=key, text=text, source=file.name, split='train')
     if not rows: raise BadInput(f'{path} holds no text: stage 1 reads .txt, .md, or .jsonl rows with a `text`. Name such a file or folder in data.corpus.')
@@ -265,7 +278,7 @@ def build_data(
     for name, file, kind in (('train', train_file, 'counsel'), ('valid', valid_file, 'counsel'), ('test', test_file, 'counsel'), ('unlearn', unlearn_file, 'refusal')):
         read[name], gone = load_rows(file, kind, columns if name != 'unlearn' else '', max_chars) if file else ([], [])
         rejected += gone
-    texts, gone = load_corpus(corpus, seed)
+    texts, no_texts = load_corpus(corpus, seed)
     accepted = sum(map(len, read.values()))
     card = dict(rows_in=accepted + len(rejected), rejected=dict(Counter(r['reason'].split(' of line')[0] for r in rejected)))
     rows, leaking = make_splits(**read, held_out=held_out, seed=seed)
@@ -275,9 +288,9 @@ def build_data(
     card |= dict(leaking=len(leaking), rows={n: len(rs) for n, rs in used.items()},
                  left_out_by_caps=sum(map(len, rows.values())) - sum(map(len, used.values())),
                  kinds={n: dict(Counter(r['kind'] for r in rs)) for n, rs in used.items()},
-                 corpus=dict(documents=len(texts), words=sum(len(t['text'].split()) for t in texts), held_out=sum(t['split'] == 'valid' for t in texts)))
+                 corpus=dict(documents=len(texts), words=sum(len(t['text'].split()) for t in texts), held_out=sum(t['split'] == 'valid' for t in texts), rejected=len(no_texts)))
     for name, rs in used.items(): write_jsonl(run/f'data/{name}.jsonl', rs)
     write_jsonl(run/'data/corpus.jsonl', texts)
-    write_jsonl(run/'data/rejected.jsonl', rejected + leaking)
+    write_jsonl(run/'data/rejected.jsonl', rejected + leaking + no_texts)
     write_json(run/'data/card.json', card)
     return card

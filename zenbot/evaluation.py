@@ -25,12 +25,12 @@ def benchmark_model(
     tokenizer=None,                   # the model's own if not given
     max_length: int = 512,
     **decoding,                       # as for `generate_answers`
-) -> tuple:                           # (per-row results, {'parameters', 'size_mb', 'tokens_per_s', 'peak_memory_mb'})
+) -> tuple:                           # (per-row results, {'truncated', 'parameters', 'size_mb', 'tokens_per_s', 'peak_memory_mb'})
     "Response loss and generated answers of one model on every row."
     with Meter() as meter:
         tokenizer = tokenizer or load_prompter(model_name)
         model = load_model(model_name)
-        tokens, _ = tokenize_rows(dataset, tokenizer, max_length)
+        tokens, counted = tokenize_rows(dataset, tokenizer, max_length, last_only=True)
         nats, counts = response_losses(model, tokens, batch_size, tokenizer.pad_token_id)
         with Clock() as clock: answers = generate_answers(model, tokenizer, [r['messages'][:-1] for r in dataset], batch_size=batch_size, **decoding)
     expected = [r['messages'][-1]['content'] for r in dataset]
@@ -39,7 +39,7 @@ def benchmark_model(
     rows = [dict(id=r['id'], group=digest(prompt_key(r))[:16], kind=r['kind'], prompt=r['messages'][-2]['content'], expected=e, generated=a['answer'], nats=float(n),
                  tokens=int(c), rougeL_f=float(rl), similarity=None if np.isnan(s) else float(s), answer_tokens=a['tokens'], finished=a['finished'], seconds=a['seconds'])
             for r, e, a, n, c, rl, s in scores]
-    totals = dict(parameters=count_parameters(model), size_mb=round(size_mb(locate(model_name)), 2), peak_memory_mb=round(meter.peak_mb),
+    totals = dict(truncated=counted['truncated'], parameters=count_parameters(model), size_mb=round(size_mb(locate(model_name)), 2), peak_memory_mb=round(meter.peak_mb),
                   tokens_per_s=round(sum(a['tokens'] for a in answers) / clock.seconds, 1))
     return rows, totals
 
@@ -69,7 +69,7 @@ def summarise(
 # %% ../nbs/12_evaluation.ipynb #aa56d424
 def _cell(i: dict | None, digits: int = 3) -> str:
     "An interval as text."
-    if i is None or i['value'] is None or not np.isfinite(i['value']): return '–'
+    if i is None or i['value'] is None: return '–'
     value = f"{i['value']:.{digits}f}"
     return value if i['low'] is None else f"{value} [{i['low']:.{digits}f}, {i['high']:.{digits}f}]"
 
@@ -92,7 +92,7 @@ def plot_leaderboard(board: list, path: str | Path | None = None):
         for y, e in enumerate(board):
             i = e[metric]
             if i['low'] is not None: ax.plot([i['low'], i['high']], [y, y], color='tab:blue', lw=2)
-            ax.plot(i['value'], y, 'o', color='tab:blue')
+            if i['value'] is not None: ax.plot(i['value'], y, 'o', color='tab:blue')
         ax.set(title=TITLES[metric], yticks=range(len(board)), yticklabels=[e['model'] for e in board])
         ax.margins(y=0.2)
     axes[0].invert_yaxis()
@@ -116,9 +116,9 @@ def evaluate_run(
     models = {'base': base, 'stage 1': run/'stage1_merged', 'stage 2': run/'stage2_merged', 'pruned': run/'final_merged_pruned'}
     results, totals = {}, {}
     for i, (label, name) in enumerate(models.items()):
-        show(i, len(models))
         tokenizer = load_prompter(run/'stage1_merged' if label == 'base' else name)
         results[label], totals[label] = benchmark_model(name, rows, batch_size, tokenizer, max_length, seed=seed, **decoding)
+        show(i + 1, len(models))
     board = [e | totals[e['model']] for e in summarise(results, seed)]
     write_json(run/'results/test_results.json', [dict(model=label, **r) for label, rs in results.items() for r in rs])
     write_json(run/'results/leaderboards_full.json', dict(n=len(rows), models=board, table=leaderboard_table(board)))

@@ -22,7 +22,7 @@ def verdict(
     if gain['low'] is None: return text + 'too few rows for an interval.'
     spread = f"{gain['value']:+.3f}, 95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}"
     if gain['high'] < 0: return text + f'an improvement ({spread}).'
-    return text + (f'a loss ({spread}).' if gain['low'] > 0 else f'a tie ({spread}).')
+    return text + (f'worse ({spread}).' if gain['low'] > 0 else f'a tie ({spread}).')
 
 # %% ../nbs/18_export.ipynb #2f4045b9
 FIGURES = {'leaderboard': ('The leaderboard', 'Points are estimates, bars 95 % intervals.'),
@@ -45,7 +45,8 @@ def _facts(run: Run) -> dict:
     images = [(*FIGURES[name], base64.b64encode((run/f'figures/{name}.png').read_bytes()).decode()) for name in FIGURES if (run/f'figures/{name}.png').exists()]
     return dict(name=run.path.name, record=record, minutes=sum(s['seconds'] for s in record['stages'].values()) / 60, verdict=verdict(board['models']),
                 table=board['table'], figures=images, talks=_talks(run), card=read_json(run/'data/card.json'),
-                pruning=read_json(run/'results/pruning.json'), parameters=json.dumps(record['parameters'], indent=1), environment=json.dumps(record['environment'], indent=1))
+                pruning=read_json(run/'results/pruning.json'), base=record['stages']['stage1']['parameters']['model'].split('/')[-1], n=board['n'],
+                parameters=json.dumps({s: e['parameters'] for s, e in record['stages'].items()}, indent=1), environment=json.dumps(record['stages']['evaluation']['environment'], indent=1))
 
 def write_report(
     run: str | Path | Run,  # a run folder with results

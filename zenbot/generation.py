@@ -15,8 +15,7 @@ from .prompts import collate, render
 # %% ../nbs/05_generation.ipynb #fb6e5f29
 class _Clock(StoppingCriteria):
     "Never stops anything; notes for each row of a batch when its EOS came, and when the first token came."
-    def __init__(self, eos: int, prompt_length: int):
-        self.eos, self.prompt_length, self.start, self.first, self.ended = eos, prompt_length, time.perf_counter(), None, {}
+    def __init__(self, eos: int): self.eos, self.start, self.first, self.ended = eos, time.perf_counter(), None, {}
 
     def __call__(self, input_ids, scores, **_):
         now = time.perf_counter() - self.start
@@ -43,7 +42,7 @@ def _generate_batch(model, tokenizer, prompts: list, config: GenerationConfig) -
     "Answers for one batch of prompts (lists of token ids)."
     batch = collate([{'input_ids': p} for p in prompts], tokenizer.pad_token_id, side='left')
     ids, mask = batch['input_ids'].to(model.device), batch['attention_mask'].to(model.device)
-    clock = _Clock(tokenizer.eos_token_id, ids.shape[1])
+    clock = _Clock(tokenizer.eos_token_id)
     out = model.generate(input_ids=ids, attention_mask=mask, generation_config=config, stopping_criteria=StoppingCriteriaList([clock]))
     results = []
     for i, tokens in enumerate(out[:, ids.shape[1]:].tolist()):

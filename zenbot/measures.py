@@ -7,7 +7,8 @@ __all__ = ['select_labelled', 'hidden_states', 'head_weight', 'token_losses', 'r
            'interval', 'Clock', 'Meter', 'peak_memory_mb']
 
 # %% ../nbs/06_measures.ipynb #241e4116
-import sys, time
+import time
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 
@@ -102,7 +103,7 @@ def interval(
     groups=None,         # (n,) names of groups that are drawn together; each row its own if not given
     level: float = 0.95,
     seed: int = 0,
-) -> dict:               # {'value', 'low', 'high', 'n'}; low and high are None for fewer than two groups
+) -> dict:               # {'value', 'low', 'high', 'n'}; low and high are None for fewer than two groups, value too where a row has none
     "sum(values) / sum(weights) with a percentile bootstrap interval over groups (scipy, 5,000 draws)."
     from scipy.stats import bootstrap
     values = np.asarray(values, float)
@@ -110,7 +111,8 @@ def interval(
     index = np.unique(np.arange(len(values)) if groups is None else np.asarray(groups), return_inverse=True)[1]
     tops, bottoms = np.bincount(index, values), np.bincount(index, weights)
     out = dict(value=float(tops.sum() / bottoms.sum()), low=None, high=None, n=len(values))
-    if len(tops) < 2 or not np.isfinite(out['value']): return out
+    if not np.isfinite(out['value']): return out | dict(value=None)   # a missing measure, such as similarity without MiniLM
+    if len(tops) < 2: return out
     ratio = lambda a, b, axis: a.sum(axis) / b.sum(axis)
     found = bootstrap((tops, bottoms), ratio, paired=True, vectorized=True, n_resamples=5000, batch=500, confidence_level=level,
                       method='percentile', rng=np.random.default_rng(seed)).confidence_interval
@@ -129,7 +131,7 @@ class Meter(Clock):
     "Measures a block: `seconds`, and `peak_mb`, the highest resident (CPU) plus allocated (GPU) memory while it ran."
     def __enter__(self):
         free_memory()
-        if sys.platform == 'linux': Path('/proc/self/clear_refs').write_text('5')   # resets the peak (VmHWM) to the present
+        with suppress(OSError): Path('/proc/self/clear_refs').write_text('5')   # Linux: resets the peak (VmHWM) to the present
         if torch.cuda.is_available(): torch.cuda.reset_peak_memory_stats()
         return super().__enter__()
 
@@ -139,10 +141,9 @@ class Meter(Clock):
 
 def peak_memory_mb() -> float:
     "Peak resident memory of this process (where the system can reset it: since the last `Meter`), plus the GPU's, in 10^6 bytes."
-    if sys.platform == 'linux':
-        line = next(l for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM'))
-        host = int(line.split()[1]) * 1024 / 1e6
-    else:
+    host = None
+    with suppress(OSError): host = next((int(l.split()[1]) * 1024 / 1e6 for l in Path('/proc/self/status').read_text().splitlines() if l.startswith('VmHWM')), None)
+    if host is None:   # not Linux: Windows knows a peak, elsewhere the present size is the best there is
         import psutil
         memory = psutil.Process().memory_info()
         host = getattr(memory, 'peak_wset', memory.rss) / 1e6

@@ -12,6 +12,7 @@ import contextlib, ctypes, gc, json, os, platform
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 from . import __version__
@@ -135,11 +136,12 @@ def _download(repo: str, folder: Path | None = None) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     try: return Path(snapshot_download(repo, allow_patterns=_WANTED, local_dir=folder))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
+        if getattr(e, 'errno', None) == 28: raise
         raise BadInput(f"'{repo}' is neither a folder nor a named model ({', '.join(NAMED)}), and the Hub does not give it: "
                        f"{str(e).splitlines()[0][:150]} Check the name and the network, or use smollm2-135m.") from None
 
 def locate(
-    name: str,  # one of NAMED, a folder, or a Hub id
+    name: str,  # one of NAMED, a folder, a GGUF file, or a Hub id
 ) -> Path:
     "The folder of a model, made or fetched if need be."
     builder = NAMED.get(str(name))
@@ -148,6 +150,10 @@ def locate(
         folder = cache_dir()/f'{name}-{digest([made_from, __version__])[:12]}'
         if not folder.exists():
             with atomic(folder) as tmp: builder(tmp)
+        return folder
+    if str(name).endswith('.gguf') and Path(name).is_file():
+        folder = cache_dir()/f'{Path(name).stem}-{sha256(name)[:12]}'
+        if not folder.exists(): unpack_gguf(Path(name).resolve(), folder)
         return folder
     return check_folder(Path(name)) if Path(name).is_dir() else _download(builder or str(name))
 
@@ -163,7 +169,7 @@ def check_folder(folder: Path) -> Path:
 # %% ../nbs/02_models.ipynb #7878f641
 def load_tokenizer(name: str):
     "A model's tokenizer, padding on the right, with a pad token that is not EOS."
-    return _with_pad(AutoTokenizer.from_pretrained(locate(name)))
+    return _with_pad(AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False))
 
 def load_model(
     name: str,                          # one of NAMED, a folder, or a Hub id
@@ -172,8 +178,17 @@ def load_model(
 ) -> LlamaForCausalLM:
     "A causal language model in evaluation mode."
     device = device or pick_device()
-    model = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype or pick_dtype(device), use_safetensors=True)
-    return model.to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype or pick_dtype(device), use_safetensors=True, trust_remote_code=False)
+    return _with_plain_head(model.to(device).eval(), name)
+
+@torch.no_grad()
+def _with_plain_head(model, name):
+    "The model, if its logits are last hidden states times output embeddings and nothing more: what every loss in this project relies on."
+    ids = torch.tensor([[1, 2, 3]], device=model.device)
+    plain = F.linear(model.get_decoder()(ids, use_cache=False).last_hidden_state, model.get_output_embeddings().weight).float()
+    logits = model(ids).logits.float()
+    if (plain - logits).abs().max() <= 0.02 * logits.abs().max(): return model
+    raise BadInput(f"The output layer of '{name}' does more than one matrix product (a bias, soft-capping or scaling), so its loss would be wrong here. Choose a Llama-like model.")
 
 def save_model(model, tokenizer, folder: str | Path):
     "Writes model, tokenizer, chat template and generation config as a plain folder, whole or not at all."
@@ -196,4 +211,4 @@ def free_memory():
     "Gives memory of deleted models back to the system, before the next one is loaded or measured."
     gc.collect()
     if torch.cuda.is_available(): torch.cuda.empty_cache()
-    if platform.system() == 'Linux': ctypes.CDLL('libc.so.6').malloc_trim(0)
+    with contextlib.suppress(OSError, AttributeError): ctypes.CDLL('libc.so.6').malloc_trim(0)   # glibc only

@@ -28,11 +28,11 @@ _DATA = tuple(f'data/{f}' for f in ('train.jsonl', 'valid.jsonl', 'test.jsonl', 
 STAGES = (
     Stage('data', '03_data.ipynb', (), (*_DATA, 'data/rejected.jsonl', 'data/card.json')),
     Stage('stage1', '08_stage1.ipynb', ('data/corpus.jsonl',),
-          ('tinyllama-medical-pretrained', 'stage1_merged', 'results/stage1_training_log.json')),
-    Stage('stage2', '09_stage2.ipynb', (*_DATA[:2], 'stage1_merged'), ('lora_adapters', 'stage2_merged', 'results/training_log.json')),
+          ('tinyllama-medical-pretrained', 'stage1_merged', 'results/stage1_training_log.json', 'results/base.json')),
+    Stage('stage2', '09_stage2.ipynb', (*_DATA[:2], 'stage1_merged', 'results/base.json'), ('lora_adapters', 'stage2_merged', 'results/training_log.json')),
     Stage('pruning', '10_pruning.ipynb', (*_DATA[:2], 'stage2_merged'), ('final_merged_pruned', 'results/pruning.json')),
     Stage('evaluation', '12_evaluation.ipynb', ('data/test.jsonl', 'stage1_merged', 'stage2_merged', 'final_merged_pruned'),
-          ('results/leaderboards_full.json', 'results/metrics.json')),
+          ('results/leaderboards_full.json', 'results/metrics.json', 'results/test_results.json')),
 )
 NAMES = tuple(s.name for s in STAGES)
 
@@ -77,7 +77,7 @@ def cast(
     type: str,  # 'int', 'float', 'bool', 'str', 'Path' or 'list'
 ):
     "A value as the type that the parameters cell names; `ValueError` where it is none."
-    if type in ('str', 'Path'): return str(value)
+    if type in ('str', 'Path'): return '' if value is None else str(value)
     if isinstance(value, str) and type != 'float': value = yaml.safe_load(value)
     if isinstance(value, bool) != (type == 'bool'): raise ValueError(value)
     if type == 'float': return float(value)
@@ -140,13 +140,13 @@ def _locate(value, type: str):
 # %% ../nbs/01_pipeline.ipynb #2db0e39d
 def _imports(source: str) -> set:
     "Names of the `zenbot` modules that a source imports, found by parsing it."
-    found = [n.module for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module]
-    return {m.split('.')[1] for m in found if m.startswith('zenbot.')}
+    nodes = [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.ImportFrom) and n.module]
+    return {n.module if n.level else n.module.split('.')[1] for n in nodes if n.level or n.module.startswith('zenbot.')}   # exported code imports relatively
 
 def code_hash(
     notebook: str,  # file name of a stage notebook
 ) -> str:
-    "Hash of a notebook's code cells and of every module that they import, directly or not."
+    "Hash of a notebook's code cells, of every module that they import, directly or not, and of the prompt templates."
     cells = [c for c in read_json(notebooks_dir()/notebook)['cells'] if c['cell_type'] == 'code']
     sources = {notebook: '\n'.join(''.join(c['source']) for c in cells)}
     todo = _imports(re.sub(r'^[%!].*$', '', sources[notebook], flags=re.M))
@@ -155,7 +155,7 @@ def code_hash(
         if module not in sources:
             sources[module] = (package_dir()/f'{module}.py').read_text(encoding='utf-8')
             todo |= _imports(sources[module])
-    return digest(sources)
+    return digest([sources, sha256(package_dir()/'templates'/'prompts')])
 
 # %% ../nbs/01_pipeline.ipynb #975d0649
 def stage_key(
@@ -175,7 +175,7 @@ def is_current(run: Run, stage: Stage, key: str) -> bool:
     "True if the stage has run with this key and all that it made is still there, unchanged."
     entry = run.record.get('stages', {}).get(stage.name, {})
     if entry.get('status') != 'done' or entry.get('key') != key: return False
-    return all((run/n).exists() and fingerprint(run/n, f) == f for n, f in entry['makes'].items())
+    return all((run/n).exists() and fingerprint(run/n, f)['sha256'] == f['sha256'] for n, f in entry['makes'].items())
 
 # %% ../nbs/01_pipeline.ipynb #04a98196
 def execute(
@@ -186,6 +186,7 @@ def execute(
 ):
     "Executes one stage notebook into the run folder; raises `BadInput` or `RunFailed` with the cell and what to do."
     import papermill as pm
+    from nbclient.exceptions import DeadKernelError
     final, working = run/'notebooks'/stage.notebook, run/'notebooks'/f'.{stage.notebook.removesuffix(".ipynb")}.tmp.ipynb'
     final.parent.mkdir(exist_ok=True)
     (run/'progress.json').unlink(missing_ok=True)
@@ -195,6 +196,8 @@ def execute(
                                 progress_bar=False, cwd=str(run.path), extra_arguments=['--log-level=40'],
                                 env=dict(os.environ, ZENBOT_BATCH='1', TQDM_DISABLE='1', ZENBOT_HOME=str(home())))
         except pm.PapermillExecutionError as e: raise _explain(e, stage, final) from None
+        except DeadKernelError: raise RunFailed(f'The process of stage {stage.name} died, most likely for lack of memory: lower {stage.name}.batch_size or '
+                                                f'{stage.name}.max_length, or close other programs. The same command goes on from {stage.name}.') from None
         finally:
             if working.exists(): working.replace(final)
     missing = [n for n in stage.makes if not (run/n).exists()]
@@ -203,7 +206,7 @@ def execute(
 def _explain(error, stage: Stage, notebook: Path) -> Exception:
     "The papermill error as one readable paragraph."
     if error.ename == 'BadInput': return BadInput(error.evalue)
-    if 'No space left' in error.evalue or 'os error 28' in error.evalue:
+    if any(words in error.evalue for words in ('No space left', 'os error 28', 'PytorchStreamWriter failed')):
         return RunFailed(f'The disk is full: stage {stage.name} stopped and left nothing half-written. Free some space and type the same command again.')
     lines = error.source.strip().splitlines()
     code = '\n'.join(f'    {l}' for l in lines[:12] + ['…'] * (len(lines) > 12))
@@ -252,7 +255,7 @@ def run_profile(
     run = Run(run or f'runs/{Path(profile).stem}')
     with _locked(run):
         sweep(run)
-        run.update(profile=profile, parameters=values, environment=environment())
+        run.update(profile=profile)
         for i, stage in enumerate(STAGES[:last + 1]):
             key = stage_key(run, stage, values[stage.name], run.record.get('stages', {}))
             if is_current(run, stage, key) and not (start and i >= first): show(stage.name, 'skipped', {})
@@ -262,11 +265,13 @@ def run_profile(
 def _run_stage(run: Run, stage: Stage, values: dict, key: str, show):
     "Executes a stage and records it, whether it ends well or not."
     start, started = time.time(), time.strftime('%Y-%m-%dT%H:%M:%S')
-    record = lambda **entry: run.update(stages=run.record.get('stages', {}) | {stage.name: dict(key=key, started=started, **entry)})
+    what = dict(key=key, started=started, parameters={k: v for k, v in values.items() if k != 'run'}, environment=environment())
+    record = lambda **entry: run.update(stages=run.record.get('stages', {}) | {stage.name: what | entry})
     record(status='running')
+    for stale in ('report.html', 'MODEL_CARD.md'): (run/stale).unlink(missing_ok=True)
     show(stage.name, 'running', {})
     try: execute(run, stage, values, lambda info: show(stage.name, 'running', info))
-    except (BadInput, RunFailed) as e:
+    except BaseException as e:
         record(status='failed', error=str(e), seconds=round(time.time() - start, 1))
         raise
     seconds = round(time.time() - start, 1)
@@ -279,7 +284,7 @@ def ensure(
     run: str | Path | Run,  # run folder
     stage: str,             # the stage that is about to work
 ) -> Run:
-    "Executes whatever `stage` needs and the run folder lacks, with the defaults of the notebooks."
+    "Executes whatever `stage` needs and the run folder lacks: with the parameters it was made with before, else the defaults of the notebooks."
     run = Run(run)
     needs = next(s.needs for s in STAGES if s.name == stage)
     for maker in STAGES:
@@ -287,6 +292,7 @@ def ensure(
             print(f'{stage} needs what {maker.name} makes: executing {maker.notebook}')
             ensure(run, maker.name)
             values = {n: _locate(p.default, p.type) for n, p in parameters(maker.notebook).items()}
+            values |= run.record.get('stages', {}).get(maker.name, {}).get('parameters', {})   # as it was made before, if it was
             with _locked(run): _run_stage(run, maker, values, '', lambda *_: None)
     return run
 

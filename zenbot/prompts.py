@@ -21,7 +21,7 @@ def set_template(
 ):
     "Sets the chat template on the tokenizer, which saves it as `chat_template.jinja` beside the model."
     if template == 'own' and tokenizer.chat_template: return tokenizer
-    shipped = {p.stem: p for p in (package_dir()/'templates').glob('*.jinja')}
+    shipped = {p.stem: p for p in (package_dir()/'templates'/'prompts').glob('*.jinja')}
     path = shipped.get('chat' if template == 'own' else template, Path(template))
     if not path.is_file(): raise BadInput(f"There is no template '{template}': choose own, {', '.join(sorted(shipped))}, or name a Jinja file.")
     bos = tokenizer.bos_token if tokenizer.bos_token_id in tokenizer('').input_ids else ''
@@ -55,14 +55,15 @@ def tokenize_and_mask(
     messages: list,
     tokenizer,
     max_length: int = 1024,  # tokens
+    last_only: bool = False, # label the last answer only, as an examination does
 ) -> dict:                   # {'input_ids', 'labels': lists of int, 'truncated': bool}
     "Token ids as `apply_chat_template` gives them; labels on answers and their EOS. Too long: whole oldest turns go first, then the last answer's tail."
     text, spans = answer_spans(messages, tokenizer)
     enc = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = enc['input_ids'], enc['offset_mapping']
     if len(ids) > max_length and (shorter := drop_oldest(messages)):
-        return tokenize_and_mask(shorter, tokenizer, max_length) | {'truncated': True}
-    inside = [any(a < e and s < b and e > s for a, b in spans) for s, e in offsets]
+        return tokenize_and_mask(shorter, tokenizer, max_length, last_only) | {'truncated': True}
+    inside = [any(a < e and s < b and e > s for a, b in (spans[-1:] if last_only else spans)) for s, e in offsets]
     labels = [t if k else -100 for t, k in zip(ids, inside)]
     return dict(input_ids=ids[:max_length], labels=labels[:max_length], truncated=len(ids) > max_length)
 
@@ -77,9 +78,10 @@ def tokenize_rows(
     rows: list,       # canonical rows
     tokenizer,
     max_length: int,
+    last_only: bool = False,
 ) -> tuple:           # (token rows, {'rows', 'kinds', 'tokens', 'labelled', 'truncated'})
     "Token ids and labels of all rows, and what became of them."
-    tokens = [tokenize_and_mask(r['messages'], tokenizer, max_length) for r in rows]
+    tokens = [tokenize_and_mask(r['messages'], tokenizer, max_length, last_only) for r in rows]
     labelled = sum(l != -100 for t in tokens for l in t['labels'])
     return tokens, dict(rows=len(rows), kinds=dict(Counter(r['kind'] for r in rows)), tokens=sum(len(t['input_ids']) for t in tokens),
                         labelled=labelled, truncated=sum(t['truncated'] for t in tokens))

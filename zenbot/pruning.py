@@ -87,7 +87,7 @@ def safe_zero_prune(
     tolerance: float = 0.05,             # nats per token
     pad_token_id: int = 0,
 ) -> dict:                               # what was silenced, and every loss that was measured
-    "Silences up to `fraction` of the heads of the last layers, as many as the validation loss allows; the model is changed in place."
+    "Silences up to `fraction` of the heads of the last layers, a number that the validation loss allows (found by bisection); the model is changed in place."
     importance = head_importance(model, train_rows, pad_token_id)
     first = max(0, len(importance) - last_n)
     ranked = sorted(((layer, head) for layer in range(first, len(importance)) for head in range(importance.shape[1])), key=lambda lh: importance[lh].item())
