@@ -75,8 +75,6 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(stories, tmp_path)
 
 def test_a_checkpoint_of_another_training_is_not_taken(stories, tmp_path):
     """Killed, then started with another LoRA scale or another base: the result is that of a fresh run."""
-    from transformers import TrainerCallback
-
     from zenbot import training
     _, tok, rows = stories
     tok.pad_token_id = 0

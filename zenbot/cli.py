@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from .core import BadInput, Run, RunFailed, home, read_json
+from .core import BadInput, Run, RunFailed, read_json
 
 # %% ../nbs/20_cli.ipynb #0eac9e9a
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,

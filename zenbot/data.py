@@ -7,7 +7,7 @@ __all__ = ['KINDS', 'Raw', 'read_rows', 'clean', 'to_messages', 'canonical', 'lo
            'group', 'split', 'leaks', 'drop_leaking', 'make_splits', 'load_corpus', 'build_data']
 
 # %% ../nbs/03_data.ipynb #d60ca8bd
-import csv, json, random, re, unicodedata
+import csv, json, re, unicodedata
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple

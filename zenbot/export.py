@@ -9,7 +9,7 @@ __all__ = ['FIGURES', 'verdict', 'write_report']
 import base64, json
 from pathlib import Path
 
-from .core import BadInput, Run, package_dir, read_json, read_jsonl, write_text
+from .core import BadInput, Run, package_dir, read_json, write_text
 
 # %% ../nbs/18_export.ipynb #b5a3dd9f
 def verdict(
