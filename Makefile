@@ -11,7 +11,7 @@ demo: .venv/.installed            ## the whole story on two CPU cores
 	$(BIN)/zenbot run demo
 
 test: .venv/.installed-dev        ## every notebook, then every test
-	ZENBOT_HOME=$$(mktemp -d) ZENBOT_BATCH=1 TQDM_DISABLE=1 $(BIN)/nbdev-test --path nbs --n_workers 1 --do_print --timing
+	ZENBOT_HOME=$$(mktemp -d) ZENBOT_BATCH=1 TQDM_DISABLE=1 $(BIN)/nbdev-test nbs --n-workers 1 --do-print --timing
 	$(BIN)/python -m pytest -q
 
 test-slow: .venv/.installed-dev   ## the tests that take minutes
