@@ -282,7 +282,7 @@ def build_data(
     accepted = sum(map(len, read.values()))
     card = dict(rows_in=accepted + len(rejected), rejected=dict(Counter(r['reason'].split(' of line')[0] for r in rejected)))
     rows, leaking = make_splits(**read, held_out=held_out, seed=seed)
-    used = {name: rs[:(max_train_rows if name == 'train' else max_eval_rows) or None] for name, rs in rows.items()}   # their order is a hash: each kind keeps about its share
+    used = {name: rs[:(max_train_rows if name == 'train' else max_eval_rows) or None] for name, rs in rows.items()}   # in the order of a hash
     if min(map(len, used.values())) == 0: raise BadInput(f'{train_file} is too small to split: at least three different questions are needed, ten times as many are wise.')
     assert leaks(**used) == 0, 'a group crosses two splits'
     card |= dict(leaking=len(leaking), rows={n: len(rs) for n, rs in used.items()},
