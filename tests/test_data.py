@@ -1,27 +1,39 @@
 """Rows in = rows accepted + rows rejected, whatever comes; no split leaks, whatever the order."""
+import io
 import json
-from collections import Counter
 
+import numpy as np
 import pytest
 from conftest import shared
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from zenbot.core import BadInput
-from zenbot.data import answer_key, canonical, clean, leaks, load_corpus, load_rows, make_splits, prompt_key, split
+from zenbot.core import BadInput, Run, read_json, read_jsonl
+from zenbot.data import SPLITS, build_data, cap, choose_rows, load_corpus, read_files
+from zenbot.duplicates import answer_key, group, leaks, prompt_key
+from zenbot.rows import Spool, _clean_once, _elements, canonical, clean, load_rows, read_texts, scan, strip_html
 
 relaxed = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 texts = st.text(max_size=40)
 values = st.recursive(st.none() | st.booleans() | st.floats() | texts, lambda v: st.lists(v, max_size=3) | st.dictionaries(texts, v, max_size=3), max_leaves=6)
 pairs = st.fixed_dictionaries({"prompt": texts, "response": texts})
-anything = pairs | st.dictionaries(st.sampled_from(["prompt", "response", "instruction", "output", "input", "messages", "kind"]), values) | values
+anything = pairs | st.dictionaries(st.sampled_from(["prompt", "response", "instruction", "output", "input", "messages", "conversations", "kind"]), values) | values
 
+
+def write(path, rows):
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    return path
+
+
+# --- reading ---------------------------------------------------------------------------------------------------------
 
 @relaxed
-@given(rows=st.lists(anything, max_size=8))
-def test_every_row_is_accepted_or_rejected(rows, tmp_path):
+@given(rows=st.lists(anything, max_size=8), array=st.booleans())
+def test_every_row_is_accepted_or_rejected(rows, array, tmp_path):
     path = tmp_path / "rows.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    path.write_text(json.dumps(rows)) if array else write(path, rows)
+    if not array and rows and isinstance(rows[0], list):
+        return      # a first line that is a list makes the file look like an array
     try:
         good, bad = load_rows(path)
     except BadInput:
@@ -40,33 +52,23 @@ def test_bytes_never_raise_anything_but_bad_input(blob, tmp_path):
         assert str(e).count("\n") == 0
 
 
-words = st.text(alphabet="abc ,.", min_size=1, max_size=4).filter(str.strip)
-
-
 @relaxed
-@given(pairs=st.lists(st.tuples(words, words), min_size=3, max_size=30, unique=True), seed=st.integers(0, 5), data=st.data())
-def test_splits_do_not_leak_and_do_not_depend_on_the_order(pairs, seed, data):
-    rows = [canonical({"prompt": p, "response": r}, "f") for p, r in pairs]
-    rows = list({r["id"]: r for r in rows}.values())
-    shuffled = data.draw(st.permutations(rows))
-    shares = {"test": 0.2, "valid": 0.2, "train": 0.6}
-    parts = split(rows, shares, seed)
-    assert sorted(r["id"] for rs in parts.values() for r in rs) == sorted(r["id"] for r in rows)
-    assert parts == split(shuffled, shares, seed)
-    assert leaks(**parts) == 0
-    for key in (prompt_key, answer_key):
-        seen = [set(map(key, rs)) for rs in parts.values()]
-        assert sum(map(len, seen)) == len(set().union(*seen)), "a prompt or an answer stands in two splits"
+@given(rows=st.lists(values, max_size=12), block=st.integers(1, 40), indent=st.sampled_from([None, 1]))
+def test_an_array_is_read_through_a_small_window(rows, block, indent):
+    found = list(_elements(io.StringIO(json.dumps(rows, indent=indent)), block + 1))
+    assert json.dumps(found) == json.dumps(rows)
 
 
-@relaxed
-@given(text=st.text())
-def test_cleaning_twice_changes_nothing_more(text):
-    assert clean(clean(text)) == clean(text)
+@pytest.mark.parametrize("content", ['[{"prompt": "a", "response": "b"}', '[{"prompt": "a"} what', "[" * 100_000, '[{"a": tru}]', '["\ud800'])
+def test_a_broken_array_is_bad_input(content, tmp_path):
+    (tmp_path / "rows.json").write_text(content, encoding="utf-8", errors="surrogatepass")
+    with pytest.raises(BadInput, match="begins like a JSON array but is none"):
+        list(scan(tmp_path / "rows.json"))
 
 
 @pytest.mark.parametrize("row, reason", [
     ({"prompt": "a"}, "assistant text is missing"), ({"prompt": "", "response": "b"}, "empty user"), ({"prompt": "a", "response": " \n"}, "empty assistant"),
+    ({"prompt": "a", "response": "<p> </p>"}, "empty assistant"), ({"conversations": [{"from": "gpt", "value": "b"}]}, "turns"), ({"conversations": [3]}, "no text"),
     ({"prompt": 3, "response": "b"}, "no text"), ({"text": "a"}, "no field"), ([], "not an object"), ({"messages": "hi"}, "not a list"),
     ({"messages": [{"role": "assistant", "content": "b"}]}, "turns"), ({"messages": [{"role": "user", "content": "a"}]}, "turns"),
     ({"prompt": "a" * 30000, "response": "b"}, "longer than"), ({"prompt": "a", "response": "b", "kind": "spam"}, "kind"),
@@ -80,13 +82,31 @@ def test_all_forms_of_a_row_mean_the_same(tmp_path):
     import pyarrow as pa
     import pyarrow.parquet as pq
     row = {"prompt": "I wake at 3.", "response": "Many do."}
-    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+    write(tmp_path / "a.jsonl", [row])
     (tmp_path / "b.json").write_text(json.dumps([{"instruction": row["prompt"], "input": "", "output": row["response"]}]))
-    (tmp_path / "c.jsonl").write_text("\ufeff" + json.dumps({"messages": [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]}))
+    (tmp_path / "c.jsonl").write_text("\ufeff" + json.dumps({"messages": turns}))
     (tmp_path / "d.csv").write_text('Context,Response\n"I wake at 3.",Many do.\n')
     pq.write_table(pa.table({"Context": [row["prompt"]], "Response": [row["response"]]}), tmp_path / "e.parquet")
-    ids = {load_rows(tmp_path / n, columns="prompt=Context, response=Response" if n[0] in "de" else "")[0][0]["id"] for n in ("a.jsonl", "b.json", "c.jsonl", "d.csv", "e.parquet")}
-    assert len(ids) == 1
+    (tmp_path / "f.tsv").write_text("prompt\tresponse\nI wake at 3.\tMany do.\n")
+    write(tmp_path / "g.jsonl", [{"conversations": [{"from": "human", "value": row["prompt"]}, {"from": "gpt", "value": row["response"]}]}])
+    ids = {load_rows(p, columns="prompt=Context, response=Response" if p.stem in "de" else "")[0][0]["id"] for p in tmp_path.iterdir()}
+    assert len(ids) == 1 and len(list(tmp_path.iterdir())) == 7
+
+
+def test_a_hub_set_is_streamed(tmp_path, monkeypatch):
+    """A folder in the place of a Hub id: the same loader, without a network."""
+    (tmp_path / "set").mkdir()
+    write(tmp_path / "set/train.jsonl", [{"Context": f"question {i}", "Response": f"answer {i}"} for i in range(5)])
+    rows, rejected = load_rows(f"hub:{tmp_path / 'set'}", columns="prompt=Context, response=Response")
+    assert len(rows) == 5 and not rejected
+    with pytest.raises(BadInput, match="The Hub does not give"):
+        load_rows(f"hub:{tmp_path / 'set'}:nonsense")
+
+
+def test_debug_rows_stop_early(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"prompt": f"question {i}", "response": f"answer {i}"} for i in range(50)])
+    assert len(load_rows(path, limit=7)[0]) == 7
 
 
 @pytest.mark.parametrize("name, content, columns, words", [
@@ -97,11 +117,65 @@ def test_tables_and_columns_that_cannot_be_read(name, content, columns, words, t
         load_rows(tmp_path / name, columns=columns)
 
 
+def test_the_json_array_of_the_other_original_is_read_whole():
+    good, bad = load_rows(shared("original_sleep_stress/sleep_stress_dataset.json"))
+    assert len(good) + len(bad) == 1593
+
+
+# --- repairing -------------------------------------------------------------------------------------------------------
+
+@relaxed
+@given(text=st.text())
+def test_cleaning_twice_changes_nothing_more(text):
+    assert clean(clean(text)) == clean(text)
+
+
+@relaxed
+@given(text=st.text(alphabet=st.characters(min_codepoint=9, max_codepoint=126)))
+def test_the_short_cut_for_plain_text_changes_nothing(text):
+    import ftfy
+    import zenbot.rows as rows
+    once = _clean_once(text, True)
+    never = rows.re.compile(r"(?!)")
+    plain, rows._PLAIN = rows._PLAIN, never
+    try:
+        assert _clean_once(text, True) == once, ftfy.fix_text(text)
+    finally:
+        rows._PLAIN = plain
+
+
+@pytest.mark.parametrize("before, after", [
+    ("<p>One.</p><p>Two &amp; three.</p>", "One.\nTwo & three."), ("a<br>b<br />c", "a\nb\nc"), ("<div>x <b>bold</b>&nbsp;y</div><script>alert(1)</script>", "x bold y"),
+    ("I <3 you", "I <3 you"), ("if x < y and y > z", "if x < y and y > z"), ("<ul><li>one</li><li>two</li></ul>", "one\ntwo"), ("canâ€™t", "can't")])
+def test_html_and_mojibake(before, after):
+    assert clean(before) == after
+
+
+def test_code_keeps_its_tags():
+    row = {"prompt": "Write a heading.", "response": "<h1>Sleep</h1>", "kind": "code"}
+    assert canonical(row, "f")["messages"][1]["content"] == "<h1>Sleep</h1>" and strip_html("<h1>Sleep</h1>").strip() == "Sleep"
+
+
+# --- texts -----------------------------------------------------------------------------------------------------------
+
 def test_a_binary_file_is_no_corpus(tmp_path):
-    for name, content in (("book.pdf", b"%PDF-1.7 words"), ("noise.txt", bytes(range(128, 256)) * 9)):
+    for name, content in (("book.pdf", b"%PDF-1.7 words"), ("noise.txt", bytes(range(128, 256)) * 9), ("picture.png", b"\x89PNG")):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match="holds no text"):
             load_corpus(tmp_path / name)
+
+
+def test_a_pdf_is_read_and_a_scan_is_told_apart(tmp_path):
+    import matplotlib.pyplot as plt
+    for name, text in (("book", "Light in the morning sets\nthe clock of the body, and reg-\nular hours keep it."), ("scan", "")):
+        fig = plt.figure()
+        fig.text(0.1, 0.5, text)
+        fig.savefig(tmp_path / f"{name}.pdf")
+        plt.close(fig)
+    (tmp_path / "page.html").write_text("<h1>Naps</h1><p>Short ones&nbsp;help.</p>")
+    found = {raw.file: raw.value or raw.reason for raw in read_texts(tmp_path)}
+    assert found["book.pdf"] == "Light in the morning sets the clock of the body, and regular hours keep it."
+    assert "OCR" in found["scan.pdf"] and found["page.html"] == "Naps\nShort ones help."
 
 
 def test_a_single_document_is_split_and_nothing_of_it_is_lost(tmp_path):
@@ -111,36 +185,150 @@ def test_a_single_document_is_split_and_nothing_of_it_is_lost(tmp_path):
     assert " ".join(r["text"] for r in rows) == text and [r["split"] for r in rows] == ["train", "valid"]
 
 
+def test_near_duplicate_documents_stay_on_one_side(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        text = [f"word{w}" for w in rng.integers(0, 500, 120)]
+        for k in range(2):
+            text[5] = f"changed{k}"
+            (tmp_path / f"{i}-{k}.txt").write_text(" ".join(text))
+    rows, _ = load_corpus(tmp_path)
+    sides = {i: {r["split"] for r in rows if r["source"].startswith(f"{i}-")} for i in range(12)}
+    assert all(len(s) == 1 for s in sides.values()) and {"valid"} in sides.values() and len(rows) == 24
+
+
 def test_a_rejected_document_is_kept_and_counted(tmp_path):
-    from zenbot.core import Run, read_jsonl
-    from zenbot.data import build_data
     (tmp_path / "texts").mkdir()
     for name in "abc":
         (tmp_path / f"texts/{name}.txt").write_text("the same words" if name != "c" else "other words")
     run = Run(tmp_path / "run")
-    card = build_data(run, "sample/counsel.jsonl", "", "", "", tmp_path / "texts")
+    card = build_data(run, "sample/counsel.jsonl", corpus=tmp_path / "texts")
     assert card["corpus"]["rejected"] == 1 and [r["reason"] for r in read_jsonl(run / "data/rejected.jsonl")] == ["duplicate document"]
 
 
-def test_given_files_keep_the_held_out_rows_and_quarantine_the_leaking_ones():
-    rows = [canonical({"prompt": f"question {i}", "response": f"answer {i}"}, "f") for i in range(20)]
-    same = [canonical({"prompt": "Question 3!", "response": "another answer"}, "g")]
-    parts, gone = make_splits(rows, same + [canonical({"prompt": "new", "response": "thing"}, "g")], [], [], 0.2, 0)
-    assert len(parts["valid"]) + len(parts["test"]) == 2 and len(gone) == 1 and len(parts["train"]) == 19
-    assert leaks(**parts) == 0
+# --- splitting -------------------------------------------------------------------------------------------------------
+
+words = st.text(alphabet="abc ,.", min_size=1, max_size=4).filter(str.strip)
 
 
-def test_the_leak_of_the_original_project_is_found():
-    train, valid = (load_rows(shared(f"original_counselling/con_{n}.jsonl"))[0] for n in ("train", "valid"))
-    seen = {prompt_key(r) for r in train}
-    raw = [json.loads(line)["prompt"] for line in shared("original_counselling/con_valid.jsonl").open()]
-    kept = Counter(prompt_key(canonical({"prompt": p, "response": "x"}, "f")) in seen for p in raw)
-    assert kept[True] == 794
-    assert leaks(train=train, valid=valid) > 0
-    parts, _ = make_splits(train, valid, [], [], 0.2, 0)
-    assert leaks(**parts) == 0
+def parted(folder, rows, seed=0, held_out=0.2):
+    """The splits of rows in order of their lines, and the counts: the heart of the data stage, without its files and pictures."""
+    audit = read_files(folder, write(folder / "rows.jsonl", rows))
+    chosen, aside, counts = choose_rows(audit, {}, True, "refuse", held_out, 0, 0, seed)
+    assert len(list(aside)) == counts["rejected"].get("duplicate", 0) + counts["leaking"]
+    return {name: [audit.rows[i] for i in at] for name, at in chosen.items()}, counts
 
 
-def test_the_json_array_of_the_other_original_is_read_whole():
-    good, bad = load_rows(shared("original_sleep_stress/sleep_stress_dataset.json"))
-    assert len(good) + len(bad) == 1593
+def built(folder, rows, **settings):
+    """The splits that the data stage makes of rows, as canonical rows, and its card."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "corpus.txt").write_text("one<|doc|>two")
+    run = Run(folder / "run")
+    card = build_data(run, write(folder / "rows.jsonl", rows), corpus=folder / "corpus.txt", **settings)
+    return {name: read_jsonl(run / f"data/{name}.jsonl") for name in SPLITS}, card
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pairs=st.lists(st.tuples(words, words), min_size=3, max_size=30), seed=st.integers(0, 5), data=st.data())
+def test_splits_do_not_leak_lose_nothing_and_do_not_depend_on_the_order(pairs, seed, data, tmp_path):
+    rows = [{"prompt": p, "response": r} for p, r in pairs]
+    try:
+        parts, card = parted(tmp_path, rows, seed, 0.4)
+    except BadInput as e:
+        assert "no usable row" in str(e)
+        return
+    shuffled, _ = parted(tmp_path, data.draw(st.permutations(rows)), seed, 0.4)
+    ids = lambda parts: {name: [r["id"] for r in rs] for name, rs in parts.items()}
+    assert ids(parts) == ids(shuffled)
+    assert leaks(**parts) == 0 and len(rows) == sum(map(len, parts.values())) + sum(card["rejected"].values()) + card["leaking"]
+    for key in (prompt_key, answer_key):
+        seen = [set(map(key, rs)) for rs in parts.values()]
+        assert sum(map(len, seen)) == len(set().union(*seen)), "a prompt or an answer stands in two splits"
+
+
+def test_near_duplicates_are_one_group_and_strangers_are_not():
+    rng = np.random.default_rng(1)
+    text = lambda n: " ".join(f"w{w}" for w in rng.integers(0, 2000, n))
+    rows = []
+    for i in range(200):
+        first = text(25).split()
+        for prompt in (first, [*first[:3], "other", *first[4:]]):
+            rows.append(canonical({"prompt": " ".join(prompt), "response": text(60)}, "f"))
+    numbers = group(rows)
+    together = sum(numbers[2 * i] == numbers[2 * i + 1] for i in range(200))
+    assert together >= 198, "at a similarity of 0.88 one in a thousand is missed"
+    assert len(set(numbers.tolist())) == 400 - together
+
+
+def test_unlearning_rows_are_held_out_by_category(tmp_path):
+    run = Run(tmp_path)
+    build_data(run, "sample/counsel.jsonl", unlearn_file="sample/unlearning.jsonl", corpus="sample/primer")
+    topics = {name: {r["topic"] for r in read_jsonl(run / f"data/{name}.jsonl") if r["kind"] == "refusal"} for name in SPLITS}
+    assert all(topics.values()) and sum(map(len, topics.values())) == len(set().union(*topics.values())) == 14
+
+
+def test_the_cap_keeps_the_mixture_also_with_given_files(tmp_path):
+    rows = [{"prompt": f"held question {i}", "response": f"held answer {i}"} for i in range(40)]
+    run = Run(tmp_path / "run")
+    card = build_data(run, "sample/counsel.jsonl", valid_file=write(tmp_path / "valid.jsonl", rows), unlearn_file="sample/unlearning.jsonl", corpus="sample/primer",
+                      unseen_categories=False, max_train_rows=200, max_eval_rows=20)
+    for name, kinds in card["kinds"].items():
+        left = {"train": 414 / (414 + 134), "valid": 20 / 37, "test": 20 / 37}[name]
+        assert abs(kinds["counsel"] / sum(kinds.values()) - left) < 0.03, card["kinds"]
+
+
+@given(kinds=st.lists(st.integers(0, 3), min_size=1, max_size=60), most=st.integers(1, 60), seed=st.integers(0, 3))
+def test_a_cap_is_exact_and_fair(kinds, most, seed):
+    ids, kinds = np.arange(len(kinds), dtype=np.uint64), np.array(kinds)
+    chosen = cap(ids, kinds, most, seed)
+    assert len(set(chosen.tolist())) == len(chosen) == min(most, len(kinds))
+    for k in set(kinds.tolist()):
+        assert abs((kinds[chosen] == k).sum() - len(chosen) * (kinds == k).mean()) < 1
+
+
+def test_a_frozen_split_stays_when_rows_are_added(tmp_path):
+    old = [{"prompt": f"question {i} about thing {i * 7}", "response": f"answer {i} of kind {i * 3}"} for i in range(60)]
+    new = [{"prompt": f"a new question, {i}", "response": f"a new answer, {i}"} for i in range(300)]
+    before, _ = built(tmp_path / "a", old)
+    after, _ = built(tmp_path / "b", new + old, splits_file=tmp_path / "a/run/data/splits.json")
+    for name in SPLITS:
+        assert {r["id"] for r in before[name]} <= {r["id"] for r in after[name]}
+    assert read_json(tmp_path / "a/run/data/splits.json")["test"] == [r["id"] for r in before["test"]]
+    with pytest.raises(BadInput, match="no splits.json"):
+        built(tmp_path / "c", old, splits_file=write(tmp_path / "other.json", [{"a": 1}]))
+
+
+def test_one_huge_group_does_not_swallow_the_examination(tmp_path):
+    rows = [{"prompt": f"how do I {w} now", "response": "I can't help with that."} for w in "abcdefghijklmnop"] + [{"prompt": f"question {i} {i * 7}", "response": f"answer {i} {i * 3}"} for i in range(16)]
+    parts, _ = parted(tmp_path, rows)
+    assert len(parts["train"]) > 20 and len(parts["test"]) >= 1 and all("help" not in r["messages"][1]["content"] for r in parts["test"] + parts["valid"])
+
+
+@pytest.mark.parametrize("leaking", ["refuse", "drop", "allow"])
+def test_files_that_share_rows(leaking, tmp_path):
+    rows = [{"prompt": f"question {i} about {i * 7}", "response": f"answer {i} {i * 3}"} for i in range(20)]
+    held = write(tmp_path / "valid.jsonl", [{"prompt": "Question 3, about 21!", "response": "another"}] + [{"prompt": f"new {i}", "response": f"thing {i}"} for i in range(5)])
+    if leaking == "refuse":
+        with pytest.raises(BadInput, match="1 of 6 rows of valid are known from train.*data.leaks=drop"):
+            built(tmp_path / "a", rows, valid_file=held)
+        assert not (tmp_path / "a/run/data").exists()
+        return
+    parts, card = built(tmp_path / "a", rows, valid_file=held, leaks=leaking)
+    assert len(parts["valid"]) + len(parts["test"]) == 6
+    assert (card["leaking"], len(parts["train"]), leaks(**parts)) == ((1, 19, 0) if leaking == "drop" else (0, 20, 1))
+
+
+def test_personal_data_can_be_masked(tmp_path):
+    rows = [{"prompt": f"question {i} {i * 7}", "response": f"Rest well {i * 3}.\n\nWarm regards,\nAnna Example, LPC, anna@example.org"} for i in range(10)]
+    parts, _ = built(tmp_path, rows, mask_personal=True)
+    said = " ".join(r["messages"][1]["content"] for rs in parts.values() for r in rs)
+    assert "Anna" not in said and "@" not in said and said.count("[name]") == said.count("[email]") == 10
+
+
+@given(st.lists(st.dictionaries(st.text(max_size=5), st.text(max_size=20)), max_size=20))
+def test_a_spool_gives_back_what_was_put_on_it(rows):
+    spool = Spool()
+    for i, row in enumerate(rows):
+        spool.append(row)
+        assert spool[i] == row
+    assert [spool[i] for i in range(len(spool))] == rows

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from .core import atomic, digest, write_json
-from .data import prompt_key
+from .duplicates import prompt_key
 from .generation import generate_answers
 from .measures import Clock, Meter, interval, response_losses, rouge_l, similarity
 from .models import count_parameters, load_model, locate, size_mb

@@ -26,7 +26,7 @@ class Stage:
 
 _DATA = tuple(f'data/{f}' for f in ('train.jsonl', 'valid.jsonl', 'test.jsonl', 'corpus.jsonl'))
 STAGES = (
-    Stage('data', '03_data.ipynb', (), (*_DATA, 'data/rejected.jsonl', 'data/card.json')),
+    Stage('data', '03_data.ipynb', (), (*_DATA, 'data/rejected.jsonl', 'data/splits.json', 'data/card.json', 'data/audit.html')),
     Stage('stage1', '08_stage1.ipynb', ('data/corpus.jsonl',),
           ('tinyllama-medical-pretrained', 'stage1_merged', 'results/stage1_training_log.json', 'results/base.json')),
     Stage('stage2', '09_stage2.ipynb', (*_DATA[:2], 'stage1_merged', 'results/base.json'), ('lora_adapters', 'stage2_merged', 'results/training_log.json')),
