@@ -276,8 +276,9 @@ def _told(name: str, now: dict, before: dict, change: dict) -> str:
 def unlearning_verdict(
     board: list,      # from `summarise_arms`
     reference: str,   # the arm that was compared with
+    exam: dict,       # of the detector
 ) -> str:
-    "What the last arm says about the reference arm, in words that the intervals allow."
+    "What the last arm says about the reference arm, in words that the intervals and the detector's own error allow."
     base, top = next(e for e in board if e['arm'] == reference), board[-1]
     if top is base: return 'There is one arm, so there is nothing to compare.'
     lines = [f"With {top['arm']} unlearning rows in training, against {reference}:"]
@@ -286,4 +287,8 @@ def unlearning_verdict(
         d = top[f'{key}_difference']
         sign = 'no interval' if d['low'] is None else 'higher' if d['low'] > 0 else 'lower' if d['high'] < 0 else 'a tie'
         lines.append(f"{name}: {top[key]['value']:.3f}, against {base[key]['value']:.3f} nats per token ({d['value']:+.3f}, {sign}).")
+    alarms, expected = base['rates']['ordinary'], exam['specificity']
+    if reference == '0%' and None not in (alarms['low'], expected['low']) and alarms['low'] > 1 - expected['low']:
+        lines.append(f"But {alarms['value']:.0%} of ordinary questions count as declined by a model that never saw a refusal, where at most {1 - expected['low']:.0%} were expected: "
+                     "on this model's answers the detector cannot be believed, and neither can the rates above.")
     return '\n'.join(lines)
