@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from .core import BadInput, Run, atomic, digest, read_json, sha256, write_json
-from .data import drop_leaking, group, leaks, prompt_key, split
+from .data import drop_leaking, leaks, prompt_key, split
 from .generation import generate_answers
 from .measures import embed, interval, response_losses
 from .models import free_memory, load_model, locate
