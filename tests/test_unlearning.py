@@ -8,7 +8,8 @@ from conftest import ROOT
 
 import zenbot.unlearning as unlearning
 from zenbot.core import BadInput, Run, read_json, read_jsonl
-from zenbot.data import leaks, load_rows
+from zenbot.duplicates import leaks
+from zenbot.rows import load_rows
 from zenbot.unlearning import SORTS, arm_splits, categories_out, declines, draw_arm, examine, fit_declines, grouped_interval, measure_arm, summarise_arms, unlearning_verdict
 
 OUT_OF_SCOPE = ["programming", "homework-and-maths", "legal-and-financial", "general-trivia-and-travel"]
