@@ -1,5 +1,6 @@
 """The label doctor against planted faults: each is found, healthy rows have none, and training does not start on one."""
 import json
+from functools import cache
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from test_prompts import TOKENIZERS, TURNS, tokenizer
 from transformers import DataCollatorForLanguageModeling
 
 from zenbot import training
+from zenbot.cli import main
 from zenbot.core import BadInput, Run
 from zenbot.data import canonical, load_rows
 from zenbot.doctor import describe, examine_batch, examine_rows, fit_rows, mark_labels, refuse_faults
@@ -143,7 +145,10 @@ def test_dropped_turns_are_no_fault_and_a_lost_tail_is_one():
     dropped = examine_rows(tokenize_rows([DIALOGUE], TOK, whole - 1)[0], TOK)
     assert dropped["dropped"] == ids and not dropped["cut"] and not dropped["faults"]
     last = canonical({"messages": TURNS[2:]}, "test")
-    question = len(tokenize_rows([last], TOK, 1024)[0][0]["labels"]) - sum(l != -100 for l in tokenize_rows([last], TOK, 1024)[0][0]["labels"])
+    labels = tokenize_rows([last], TOK, 1024)[0][0]["labels"]
+    assert labels[-1] == -100 and fit_rows(tokenize_rows([last], TOK, len(labels) - 1)[0])[0], "a line break after the EOS may go"
+    assert fit_rows(tokenize_rows([last], TOK, labels.index(TOK.eos_token_id))[0])[1], "the EOS may not"
+    question = next(i for i, l in enumerate(labels) if l != -100)
     short = examine_rows(tokenize_rows([DIALOGUE], TOK, question + 4)[0], TOK)
     assert short["cut"] == ids and not short["all_masked"] and "EOS are lost" in short["faults"][0]["fault"]
     nothing = examine_rows(tokenize_rows([DIALOGUE], TOK, 10)[0], TOK)
@@ -193,11 +198,14 @@ def test_training_examines_what_its_own_collator_makes(tmp_path, monkeypatch):
         training.train(Run(tmp_path), "refused", load_model("tiny", torch.float32), TOK, good, good[:2], max_steps=1, report_to="none")
 
 
+once = cache(tokenizer)
+
+
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=60, deadline=None)
 @given(text=st.text(st.sampled_from("aé 🌙世\n\tx.'"), max_size=20))
 def test_the_walk_over_tokens_loses_no_character(name, text):
-    tok = tokenizer(name, "chat")
+    tok = once(name, "chat")
     ids = tok(text).input_ids
     walked = list(label_walk(dict(input_ids=ids, labels=[-100] * len(ids)), tok))
     assert len(walked) == len(ids) and "".join(t for t, _, _ in walked) == tok.decode(ids)
@@ -215,12 +223,24 @@ def test_the_terminal_shows_what_is_learned():
     assert "⟦" not in captured.get() and "\x1b[32mMany people do. What then?\x1b[0m\x1b[7;32m</s>" in captured.get()
 
 
-@pytest.fixture(scope="module")
-def files(home):
+@pytest.fixture
+def files(tmp_path):
     rows = [{"prompt": f"I wake at {n} and worry.", "response": "Then give worry its own quarter of an hour, by day. " * (1 + 30 * (n == 3))} for n in range(1, 6)]
-    (home / "rows.jsonl").write_text("not a row\n" + "\n".join(map(json.dumps, rows)))
-    (home / "named.csv").write_text("Context,Response\nI wake at three.,Many people do.\n")
-    return home
+    (tmp_path / "rows.jsonl").write_text("not a row\n" + "\n".join(map(json.dumps, rows)))
+    (tmp_path / "named.csv").write_text("Context,Response\nI wake at three.,Many people do.\n")
+    return tmp_path
+
+
+@pytest.fixture
+def doctor(files, monkeypatch, capsys):
+    """The command in this process: (exit code, stdout, stderr)."""
+    monkeypatch.chdir(files)
+    monkeypatch.setenv("ZENBOT_HOME", str(files))
+    def run(*args):
+        with pytest.raises(SystemExit) as done:
+            main(["doctor", *args])
+        return done.value.code, *capsys.readouterr()
+    return run
 
 
 @pytest.mark.parametrize("args, code, words", [
@@ -229,11 +249,10 @@ def files(home):
     (["--data", "rows.jsonl", "--max-length", "10"], 1, ["rows with a fault: 5", "line 2", "line 6", "no answer is left", "with nothing labelled: 5"]),
     (["--data", "named.csv", "--columns", "prompt=Context, response=Response", "--template", "scenario", "--rows", "0"], 0, ["rows with a fault: 0"]),
 ])
-def test_the_command_tells_health_from_illness(args, code, words, files):
-    done = zenbot("doctor", "--model", "tiny", *args, home=files)
-    assert done.returncode == code, done.stderr
-    assert all(w in done.stdout for w in words), done.stdout
-    assert "\x1b[" not in done.stdout and not done.stderr
+def test_the_command_tells_health_from_illness(args, code, words, doctor):
+    exit_code, out, err = doctor("--model", "tiny", *args)
+    assert exit_code == code and not err, err
+    assert all(w in out for w in words) and "\x1b[" not in out, out
 
 
 @pytest.mark.parametrize("args, words", [
@@ -244,12 +263,13 @@ def test_the_command_tells_health_from_illness(args, code, words, files):
     (["--model", "tiny", "--data", "rows.jsonl", "--max-length", "0"], "max-length"),
     (["--model", "tiny"], "Missing option '--data'"),
 ])
-def test_bad_input_exits_with_two(args, words, files):
-    done = zenbot("doctor", *args, home=files)
-    assert done.returncode == 2 and words in done.stderr and not done.stdout and "Traceback" not in done.stderr
+def test_bad_input_exits_with_two(args, words, doctor):
+    code, out, err = doctor(*args)
+    assert code == 2 and words in err and not out and "Traceback" not in err
 
 
 def test_json_is_one_object_with_every_fault_and_its_line(files):
+    """As a user would type it: nothing else may come out of the process."""
     done = zenbot("doctor", "--model", "tiny", "--data", "rows.jsonl", "--json", home=files)
     report = json.loads(done.stdout)
     assert done.returncode == 1 and {f["line"] for f in report["faults"]} == {4} and report["cut"] == [report["faults"][0]["row"]]
