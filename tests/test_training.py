@@ -68,7 +68,7 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(stories, tmp_path)
         model = add_lora(load_model(shared("stories260k"), torch.float32), r=4, dropout=0.0)
         tok.pad_token_id = 0
         train(Run(tmp_path / str(batch)), "step", model, tok, rows, rows[:2], learning_rate=1e-2, max_steps=3, batch_size=batch, accumulate=accumulate,
-              eval_steps=10, report_to="none")
+              eval_steps=10, report_to="none", text=True)
         weights.append(torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad]))
     assert torch.allclose(*weights, atol=2e-5)
 
@@ -87,7 +87,7 @@ def test_a_checkpoint_of_another_training_is_not_taken(stories, tmp_path):
         def dies(self, args, state, control, **kw):
             if state.global_step == 3: raise KeyboardInterrupt
         if kill: training._Progress.on_step_end = dies
-        try: train(run, "same", model, tok, rows, rows[:2], learning_rate=1e-2, max_steps=4, batch_size=4, eval_steps=2, report_to="none")
+        try: train(run, "same", model, tok, rows, rows[:2], learning_rate=1e-2, max_steps=4, batch_size=4, eval_steps=2, report_to="none", text=True)
         except KeyboardInterrupt: return None
         finally: training._Progress.on_step_end = real
         return torch.cat([p.detach().flatten() for n, p in model.named_parameters() if "lora" in n])

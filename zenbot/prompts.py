@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['set_template', 'load_prompter', 'render', 'answer_spans', 'tokenize_and_mask', 'drop_oldest', 'tokenize_rows',
-           'show_labels', 'collate']
+           'label_walk', 'show_labels', 'collate']
 
 # %% ../nbs/04_prompts.ipynb #55810626
 import html
@@ -56,16 +56,17 @@ def tokenize_and_mask(
     tokenizer,
     max_length: int = 1024,  # tokens
     last_only: bool = False, # label the last answer only, as an examination does
-) -> dict:                   # {'input_ids', 'labels': lists of int, 'truncated': bool}
+) -> dict:                   # {'input_ids', 'labels': lists of int; 'truncated', 'dropped' (oldest turns), 'cut' (labels lost at the end): bool}
     "Token ids as `apply_chat_template` gives them; labels on answers and their EOS. Too long: whole oldest turns go first, then the last answer's tail."
     text, spans = answer_spans(messages, tokenizer)
     enc = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
     ids, offsets = enc['input_ids'], enc['offset_mapping']
     if len(ids) > max_length and (shorter := drop_oldest(messages)):
-        return tokenize_and_mask(shorter, tokenizer, max_length, last_only) | {'truncated': True}
+        return tokenize_and_mask(shorter, tokenizer, max_length, last_only) | {'truncated': True, 'dropped': True}
     inside = [any(a < e and s < b and e > s for a, b in (spans[-1:] if last_only else spans)) for s, e in offsets]
     labels = [t if k else -100 for t, k in zip(ids, inside)]
-    return dict(input_ids=ids[:max_length], labels=labels[:max_length], truncated=len(ids) > max_length)
+    return dict(input_ids=ids[:max_length], labels=labels[:max_length], truncated=len(ids) > max_length, dropped=False,
+                cut=any(l != -100 for l in labels[max_length:]))
 
 def drop_oldest(messages: list) -> list:
     "The conversation without its oldest exchange, or nothing if only one is left; a system note stays."
@@ -73,18 +74,32 @@ def drop_oldest(messages: list) -> list:
     turns = messages[len(system):]
     return system + turns[2:] if len(turns) > 2 else []
 
-# %% ../nbs/04_prompts.ipynb #7f17c922
+# %% ../nbs/04_prompts.ipynb #e8b9e1f7
 def tokenize_rows(
     rows: list,       # canonical rows
     tokenizer,
     max_length: int,
     last_only: bool = False,
-) -> tuple:           # (token rows, {'rows', 'kinds', 'tokens', 'labelled', 'truncated'})
+) -> tuple:           # (token rows with their 'id', {'rows', 'kinds', 'tokens', 'labelled', 'truncated', 'dropped', 'cut'})
     "Token ids and labels of all rows, and what became of them."
-    tokens = [tokenize_and_mask(r['messages'], tokenizer, max_length, last_only) for r in rows]
+    tokens = [dict(tokenize_and_mask(r['messages'], tokenizer, max_length, last_only), id=r['id']) for r in rows]
     labelled = sum(l != -100 for t in tokens for l in t['labels'])
     return tokens, dict(rows=len(rows), kinds=dict(Counter(r['kind'] for r in rows)), tokens=sum(len(t['input_ids']) for t in tokens),
-                        labelled=labelled, truncated=sum(t['truncated'] for t in tokens))
+                        labelled=labelled, **{k: sum(t[k] for t in tokens) for k in ('truncated', 'dropped', 'cut')})
+
+# %% ../nbs/04_prompts.ipynb #4f4d8a00
+def label_walk(
+    row: dict,   # from `tokenize_and_mask`
+    tokenizer,
+):               # yields (text, learned: bool, special: bool) per token
+    "The tokens of a row one by one, as text that joins to the decoded row; a character of several tokens comes with the last of them."
+    ids, special = row['input_ids'], set(tokenizer.all_special_ids)
+    start = end = 0
+    for i, label in enumerate(row['labels']):
+        before, text = tokenizer.decode(ids[start:end]), tokenizer.decode(ids[start:i + 1])
+        whole = not text.endswith('\ufffd') or i + 1 == len(ids)
+        if whole: start, end = end, i + 1
+        yield text[len(before):] if whole else '', label != -100, ids[i] in special
 
 # %% ../nbs/04_prompts.ipynb #c181f5a7
 def show_labels(
@@ -92,11 +107,10 @@ def show_labels(
     tokenizer,
 ) -> str:        # HTML
     "The decoded tokens of a row: learned ones green, the others grey, special tokens framed."
-    def span(token, label):
-        style = 'background:#cdeccd' if label != -100 else 'color:#888'
-        special = ';border:1px solid #999;border-radius:3px' if token in tokenizer.all_special_ids else ''
-        return f'<span style="{style}{special}">{html.escape(tokenizer.decode([token])) or "&nbsp;"}</span>'
-    body = ''.join(span(t, l) for t, l in zip(row['input_ids'], row['labels']))
+    def span(text, learned, special):
+        style = 'background:#cdeccd' if learned else 'color:#888'
+        return f'<span style="{style}{";border:1px solid #999;border-radius:3px" * special}">{html.escape(text)}</span>'
+    body = ''.join(span(*token) for token in label_walk(row, tokenizer))
     return f'<div style="white-space:pre-wrap;font-family:monospace;line-height:1.6">{body}</div>'
 
 # %% ../nbs/04_prompts.ipynb #b62d5c41

@@ -195,7 +195,7 @@ def scan(
             if not good: first_bad = [*first_bad, bad][:3]
             yield None, bad
         else:
-            yield row | {'line': raw.line}, None
+            yield row | dict(line=raw.line), None
             if (good := good + 1) == limit: return
     if not good: raise BadInput(f'{source} has no usable row' + (': it is empty.' if not first_bad else ': ' + '; '.join(
         f"line {r['line']}: {r['reason']}" for r in first_bad) + '. Rows look like {"prompt": …, "response": …}.'))
@@ -213,7 +213,7 @@ def load_rows(
         if row and row['id'] in seen: bad = reject(row, f"duplicate of line {seen[row['id']]}")
         if bad: rejected.append(bad)
         else:
-            seen[row['id']] = row.pop('line')
+            seen[row['id']] = row['line']
             rows.append(row)
     return rows, rejected
 

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from .core import BadInput, Heartbeat, Run, atomic, digest, read_json, seed_everything, write_json
+from .doctor import examine_rows, refuse_faults
 from .measures import Meter, head_weight, hidden_states, response_losses, select_labelled
 from .models import count_parameters
 from .prompts import collate
@@ -167,10 +168,11 @@ def train(
     eval_steps: int = 20,        # validation and a checkpoint every so many steps
     seed: int = 0,
     report_to: str = 'tensorboard',  # or 'none', 'wandb', 'trackio'
+    text: bool = False,          # rows of plain text, all of it labelled, as in stage 1
 ) -> list:                       # the log: an entry per noted step, the last one a summary
-    "Trains the model in place; goes on from the newest whole checkpoint of the same training, if there is one."
-    rows = [{k: r[k] for k in ('input_ids', 'labels')} for r in train_rows if any(l != -100 for l in r['labels'][1:])]
-    if not rows: raise BadInput(f'{name} has no row with a labelled token: nothing can be learned. Raise max_length, or look at the data.')
+    "Trains the model in place, if no row has a fault; goes on from the newest whole checkpoint of the same training, if there is one."
+    if not train_rows: raise BadInput(f'{name} has no row to learn from. Raise max_length, or look at the data.')
+    rows = [{k: r[k] for k in ('input_ids', 'labels')} for r in train_rows]
     setting = dict(learning_rate=learning_rate, num_train_epochs=epochs, max_steps=max_steps, per_device_train_batch_size=batch_size,
                    gradient_accumulation_steps=accumulate, weight_decay=weight_decay, warmup_steps=warmup, lr_scheduler_type=schedule, seed=seed,
                    eval_steps=eval_steps, save_steps=eval_steps, logging_steps=_divisor(eval_steps, eval_steps // 5))
@@ -178,6 +180,7 @@ def train(
     os.environ['TENSORBOARD_LOGGING_DIR'] = str(run/'tensorboard'/name)
     progress = _Progress(Heartbeat(run, name))
     progress.trainer = trainer = _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, report_to)
+    refuse_faults(examine_rows(train_rows, tokenizer, trainer.data_collator, text), name)
     before = trainer.evaluate()
     with Meter() as meter: trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
     if not any('eval_loss' in e and e['step'] == trainer.state.global_step for e in trainer.state.log_history): trainer.evaluate()
