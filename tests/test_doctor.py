@@ -17,6 +17,7 @@ from zenbot.core import BadInput, Run
 from zenbot.doctor import describe, examine_batch, examine_rows, fit_rows, mark_labels, refuse_faults
 from zenbot.models import load_model
 from zenbot.prompts import collate, label_walk, load_prompter, tokenize_rows
+from zenbot.rows import canonical, load_rows
 
 TOK = load_prompter("tiny")
 ROWS = load_rows("sample/counsel.jsonl")[0][:12]

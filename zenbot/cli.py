@@ -130,7 +130,7 @@ def audit(
     from zenbot.audit import audit_files, table, verdict, write_page
     splits = {n: f for n, f in (('train', train), ('valid', valid), ('test', test)) if f}
     if files and splits or not (files or splits): raise BadInput('Name files to audit: either zenbot audit FILE…, or zenbot audit --train FILE --valid FILE.')
-    if splits and len(splits) > 1 and not train: raise BadInput('With --valid or --test give --train too: the audit looks for what train already knows.')
+    if splits and not train: raise BadInput('With --valid or --test give --train too: the audit looks for what train already knows.')
     if mask and len(splits or files) > 1: raise BadInput('--mask writes a copy of one file; give one file.')
     named = splits or {f if f in files[:i] else Path(f).stem: f for i, f in enumerate(files)}
     found = audit_files(named, columns, limit=debug_rows)
