@@ -13,8 +13,8 @@ import numpy as np
 from .core import atomic, digest, write_json
 from .duplicates import prompt_key
 from .generation import generate_answers
-from .measures import Clock, Meter, interval, response_losses, rouge_l, similarity
-from .models import count_parameters, load_model, locate, size_mb
+from .measures import Clock, Meter, interval, labelled_bytes, response_losses, rouge_l, similarity
+from .models import count_parameters, load_model, load_tokenizer, locate, size_mb
 from .prompts import load_prompter, tokenize_rows
 
 # %% ../nbs/12_evaluation.ipynb #bc1a4fc3
@@ -35,17 +35,17 @@ def benchmark_model(
         with Clock() as clock: answers = generate_answers(model, tokenizer, [r['messages'][:-1] for r in dataset], batch_size=batch_size, **decoding)
     expected = [r['messages'][-1]['content'] for r in dataset]
     texts = [a['answer'] for a in answers]
-    scores = zip(dataset, expected, answers, nats, counts, rouge_l(texts, expected), similarity(texts, expected))
+    scores = zip(dataset, expected, answers, nats, counts, labelled_bytes(tokens, tokenizer), rouge_l(texts, expected), similarity(texts, expected))
     rows = [dict(id=r['id'], group=digest(prompt_key(r))[:16], kind=r['kind'], prompt=r['messages'][-2]['content'], expected=e, generated=a['answer'], nats=float(n),
-                 tokens=int(c), rougeL_f=float(rl), similarity=None if np.isnan(s) else float(s), answer_tokens=a['tokens'], finished=a['finished'], seconds=a['seconds'])
-            for r, e, a, n, c, rl, s in scores]
+                 tokens=int(c), bytes=int(b), rougeL_f=float(rl), similarity=None if np.isnan(s) else float(s), answer_tokens=a['tokens'], finished=a['finished'], seconds=a['seconds'])
+            for r, e, a, n, c, b, rl, s in scores]
     totals = dict(truncated=counted['truncated'], parameters=count_parameters(model), size_mb=round(size_mb(locate(model_name)), 2), peak_memory_mb=round(meter.peak_mb),
                   tokens_per_s=round(sum(a['tokens'] for a in answers) / clock.seconds, 1))
     return rows, totals
 
 # %% ../nbs/12_evaluation.ipynb #9ffadff4
-METRICS = {'response_loss': ('nats', 'tokens'), 'rouge_l': ('rougeL_f', None), 'similarity': ('similarity', None)}   # summed field, and what it is divided by (None: rows)
-TITLES = {'response_loss': 'response loss (lower is better)', 'rouge_l': 'ROUGE-L', 'similarity': 'similarity'}
+METRICS = {'response_loss': ('nats', 'tokens'), 'loss_per_byte': ('nats', 'bytes'), 'rouge_l': ('rougeL_f', None), 'similarity': ('similarity', None)}   # summed field, and what it is divided by (None: rows)
+TITLES = {'response_loss': 'response loss (lower is better)', 'loss_per_byte': '… per byte', 'rouge_l': 'ROUGE-L', 'similarity': 'similarity'}
 
 def summarise(
     results: dict,   # model label -> rows of `benchmark_model`; the first label is the base
@@ -56,11 +56,14 @@ def summarise(
     for label, rows in results.items():
         assert [r['id'] for r in rows] == [r['id'] for r in base], 'all models must answer the same rows'
         groups, entry = [r['group'] for r in rows], dict(model=label, n=len(rows))
+        same_tokens = [r['tokens'] for r in rows] == [r['tokens'] for r in base]
         for metric, (value, weight) in METRICS.items():
             column = lambda rs, key: np.array([np.nan if r[key] is None else r[key] for r in rs], float)
             values, weights = column(rows, value), column(rows, weight) if weight else None
             entry[metric] = interval(values, weights, groups, seed=seed)
-            if rows is not base: entry[f'{metric}_vs_base'] = interval(values - column(base, value), weights, groups, seed=seed)
+            if rows is base or (weight == 'tokens' and not same_tokens): continue
+            scale = weights / np.maximum(column(base, weight), 1) if weight else 1.0   # 1 but where a row was cut at max_length, which leaves unequal texts to unequal tokenizers
+            entry[f'{metric}_vs_base'] = interval(values - scale * column(base, value), weights, groups, seed=seed)
         entry['perplexity'] = {k: v if v is None or k == 'n' else math.exp(v) for k, v in entry['response_loss'].items()}
         entry['finished'] = float(np.mean([r['finished'] for r in rows]))
         board.append(entry)
@@ -77,6 +80,7 @@ def leaderboard_table(board: list) -> list:
     "The leaderboard as short texts, a row a measure and a column a model: for a notebook, a terminal or a page."
     against = '· vs base'
     lines = [('response loss', lambda e: _cell(e['response_loss'])), (against, lambda e: _cell(e.get('response_loss_vs_base'))),
+             ('loss per byte', lambda e: _cell(e['loss_per_byte'], 4)), (against, lambda e: _cell(e.get('loss_per_byte_vs_base'), 4)),
              ('perplexity', lambda e: f"{e['perplexity']['value']:.1f}"),
              ('ROUGE-L', lambda e: _cell(e['rouge_l'])), (against, lambda e: _cell(e.get('rouge_l_vs_base'))),
              ('similarity', lambda e: _cell(e['similarity'])), (against, lambda e: _cell(e.get('similarity_vs_base'))),
@@ -87,7 +91,7 @@ def leaderboard_table(board: list) -> list:
 def plot_leaderboard(board: list, path: str | Path | None = None):
     "One panel a metric, models from top to bottom, with 95 % intervals."
     import matplotlib.pyplot as plt
-    fig, axes = plt.subplots(1, len(METRICS), figsize=(9, 0.4 * len(board) + 1.2), sharey=True)
+    fig, axes = plt.subplots(1, len(METRICS), figsize=(11, 0.4 * len(board) + 1.2), sharey=True)
     for ax, metric in zip(axes, METRICS):
         for y, e in enumerate(board):
             i = e[metric]
@@ -112,11 +116,12 @@ def evaluate_run(
     show=lambda done, total: None,
     **decoding,
 ) -> list:              # the leaderboard
-    "Benchmarks base, stage 1, stage 2 and pruned with the run's own template; writes answers and leaderboard."
+    "Benchmarks base, stage 1, stage 2 and pruned, each with its own tokenizer, all with the run's template; writes answers and leaderboard."
     models = {'base': base, 'stage 1': run/'stage1_merged', 'stage 2': run/'stage2_merged', 'pruned': run/'final_merged_pruned'}
-    results, totals = {}, {}
+    template, results, totals = load_tokenizer(run/'stage1_merged').chat_template, {}, {}
     for i, (label, name) in enumerate(models.items()):
-        tokenizer = load_prompter(run/'stage1_merged' if label == 'base' else name)
+        tokenizer = load_prompter(name)
+        tokenizer.chat_template = template
         results[label], totals[label] = benchmark_model(name, rows, batch_size, tokenizer, max_length, seed=seed, **decoding)
         show(i + 1, len(models))
     board = [e | totals[e['model']] for e in summarise(results, seed)]

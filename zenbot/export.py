@@ -17,8 +17,9 @@ def verdict(
 ) -> str:
     "What the leaderboard says about the base and the tuned model, in words that its intervals allow."
     base, tuned = board[0], next(e for e in board if e['model'] == 'stage 2')
-    gain, n = tuned['response_loss_vs_base'], tuned['n']
-    text = f"On {n} held-out rows the tuned model's response loss is {tuned['response_loss']['value']:.3f} nats per token, the base's {base['response_loss']['value']:.3f}: "
+    metric, unit = ('response_loss', 'token') if 'response_loss_vs_base' in tuned else ('loss_per_byte', 'byte')   # bytes where the two cut the answers into other tokens
+    gain, n = tuned[f'{metric}_vs_base'], tuned['n']
+    text = f"On {n} held-out rows the tuned model's response loss is {tuned[metric]['value']:.3f} nats per {unit}, the base's {base[metric]['value']:.3f}: "
     if gain['low'] is None: return text + 'too few rows for an interval.'
     spread = f"{gain['value']:+.3f}, 95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}"
     if gain['high'] < 0: return text + f'an improvement ({spread}).'

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from .core import BadInput, Heartbeat, Run, atomic, digest, read_json, seed_everything, write_json
+from .core import BadInput, Heartbeat, Run, atomic, digest, read_json, seed_everything, write_json, write_text
 from .doctor import examine_rows, refuse_faults
 from .measures import Meter, head_weight, hidden_states, response_losses, select_labelled
 from .models import count_parameters
@@ -24,10 +24,11 @@ from .prompts import collate
 class _ChunkedCrossEntropy(torch.autograd.Function):
     "Summed cross-entropy of linear(states, weight), its gradient computed chunk by chunk in the forward pass."
     @staticmethod
-    def forward(ctx, states, weight, targets, chunk):
+    def forward(ctx, states, weight, targets, chunk, rows=None, ids=None):   # rows: those of the weight that are trained, if not all; ids: where they stand
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         to_states = torch.empty_like(states) if states.requires_grad else None
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if weight.requires_grad else None
+        to_rows = None if rows is None else torch.zeros_like(rows, dtype=torch.float32)
         for start in range(0, len(states), chunk):
             s, t = states[start:start + chunk], targets[start:start + chunk]
             logits = F.linear(s, weight).float()
@@ -37,15 +38,21 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
             grad.scatter_add_(1, t[:, None], grad.new_full((len(t), 1), -1.0))
             if to_states is not None: to_states[start:start + chunk] = grad.to(weight.dtype) @ weight
             if to_weight is not None: to_weight += (grad.to(s.dtype).T @ s).float()
-        ctx.save_for_backward(to_states, to_weight)
+            if to_rows is not None: to_rows += (grad[:, ids].to(s.dtype).T @ s).float()
+        ctx.save_for_backward(to_states, to_weight, to_rows)
         ctx.dtype = weight.dtype
         return total
 
     @staticmethod
     def backward(ctx, grad):
-        to_states, to_weight = ctx.saved_tensors
+        to_states, to_weight, to_rows = ctx.saved_tensors
         return (None if to_states is None else to_states * grad.to(to_states.dtype),
-                None if to_weight is None else (to_weight * grad).to(ctx.dtype), None, None)
+                None if to_weight is None else (to_weight * grad).to(ctx.dtype), None, None, None if to_rows is None else to_rows * grad, None)
+
+def _trained_rows(model) -> tuple:
+    "Where only some rows of the output embedding are trained (PEFT's trainable tokens): these rows and their ids."
+    tokens = getattr(model.get_output_embeddings(), 'token_adapter', None)
+    return () if tokens is None else (tokens.trainable_tokens_delta['default'], torch.tensor(tokens.token_indices['default'], device=model.device))
 
 def labelled_loss(
     model,
@@ -54,7 +61,8 @@ def labelled_loss(
 ) -> tuple:            # (summed cross-entropy in nats, number of labelled tokens)
     "The loss over labelled positions only, equal to that of all logits."
     states, targets, _ = select_labelled(hidden_states(model, batch), batch['labels'])
-    return _ChunkedCrossEntropy.apply(states, head_weight(model), targets, chunk), len(targets)
+    weight, rows = head_weight(model), _trained_rows(model)
+    return _ChunkedCrossEntropy.apply(states, weight.detach() if rows else weight, targets, chunk, *rows), len(targets)   # detached: 50 rows need no gradient of 49,152
 
 # %% ../nbs/07_training.ipynb #61e1a468
 def add_lora(
@@ -65,14 +73,26 @@ def add_lora(
     targets: str | list = ('q_proj', 'k_proj', 'v_proj', 'o_proj'),  # names of layers, or 'all-linear'
     rslora: bool = False,
     seed: int = 0,
+    new_tokens: tuple = (),         # ids whose rows in the input and output embedding are trained too
 ):
     "Freezes the model and wraps it with a fresh LoRA adapter (PEFT); its adapter weights are fp32."
     from peft import LoraConfig, get_peft_model
     seed_everything(seed)
     targets = 'all-linear' if list(targets) == ['all-linear'] or targets == 'all-linear' else list(targets)
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, use_rslora=rslora, task_type='CAUSAL_LM')
-    try: return get_peft_model(model, config)
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, use_rslora=rslora, task_type='CAUSAL_LM',
+                        trainable_token_indices=_embedding_names(model, new_tokens))
+    try: peft_model = get_peft_model(model, config)
     except ValueError as e: raise BadInput(f'LoRA cannot be added to {targets}: {str(e).splitlines()[0]} Choose names of linear layers, or all-linear.') from None
+    for table in [m for m in peft_model.modules() if hasattr(m, 'trainable_tokens_delta')]:
+        table.trainable_tokens_delta.float()   # in bf16 most steps would be rounded away
+        table.cast_input_dtype_enabled = True  # PEFT 0.21 asks every layer for it and forgot these
+        config.base_model_name_or_path = ''    # else PEFT, seeing that the vocabulary grew, writes the whole table into every checkpoint
+    return peft_model
+
+def _embedding_names(model, new_tokens) -> dict | None:
+    "Input and output embedding by name, with the rows to train; where the two are one matrix, PEFT trains one set of rows."
+    tables = (model.get_input_embeddings(), model.get_output_embeddings())
+    return {name: list(new_tokens) for name, m in model.named_modules() if any(m is t for t in tables)} if new_tokens else None
 
 # %% ../nbs/07_training.ipynb #4176eab2
 def save_adapter(
@@ -81,11 +101,17 @@ def save_adapter(
     folder: str | Path,
     base: str,           # what the adapter belongs to: a model's name, or a folder beside it
 ):
-    "Writes the adapter with its tokenizer; it names its base and not a path of this machine."
-    model.peft_config['default'].base_model_name_or_path = base
+    "Writes the adapter with its tokenizer; it names its base and not a path of this machine, and says how the two are joined."
+    config = model.peft_config['default']
+    config.base_model_name_or_path = base
+    table = model.get_input_embeddings().weight.shape[0]
+    grown = f'model.resize_token_embeddings({table})   # the tokenizer in this folder has words that the base has not; their rows are in the adapter\n'
     with atomic(folder) as tmp:
         model.save_pretrained(tmp, save_embedding_layers=False)   # PEFT would ask the Hub whether the vocabulary grew
         tokenizer.save_pretrained(tmp)
+        write_text(tmp/'README.md', f"---\nbase_model: {base}\nlibrary_name: peft\n---\nA LoRA adapter for `{base}`.\n\n```python\n"
+                   f"model = AutoModelForCausalLM.from_pretrained('{base}')\n{grown if config.trainable_token_indices else ''}"
+                   "model = PeftModel.from_pretrained(model, 'this folder')\ntokenizer = AutoTokenizer.from_pretrained('this folder')\n```\n")
 
 # %% ../nbs/07_training.ipynb #83a0732b
 @contextmanager
@@ -196,7 +222,7 @@ def _identity(model) -> str:
         sha.update(f'{name} {p.requires_grad}'.encode())
         sha.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
     config = getattr(model, 'peft_config', {}).get('default')
-    return digest([sha.hexdigest(), config and [config.r, config.lora_alpha, config.lora_dropout, config.use_rslora]])
+    return digest([sha.hexdigest(), config and [config.r, config.lora_alpha, config.lora_dropout, config.use_rslora, config.trainable_token_indices]])
 
 def _divisor(n: int, most: int) -> int:
     "The largest divisor of n that is at most `most`: a checkpoint then never falls between two logs, whose mean a resumed run could not know."
