@@ -229,7 +229,7 @@ def test_only_new_rows_move_and_merged_equals_adapter_and_base_plus_adapter(tied
     before, rows = tables(model), rows_of(tok)
     model.save_pretrained(tmp_path / "grown")
     model = add_lora(model, r=4, targets="all-linear", new_tokens=tuple(pieces))
-    train(Run(tmp_path / "run"), "rows", model, tok, rows, rows[:2], learning_rate=1e-2, batch_size=2, eval_steps=10, report_to="none")
+    train(Run(tmp_path / "run"), "rows", model, tok, rows, rows[:2], learning_rate=1e-2, batch_size=2, eval_steps=10, report_to="none", text=True)
     save_adapter(model, tok, tmp_path / "adapter", base="tiny")
     merged, report = merge(model, rows[:3])
     assert report["max_logit_difference"] < 1e-3
@@ -266,7 +266,7 @@ def test_an_interrupted_training_of_new_rows_ends_as_an_uninterrupted_one(dtype,
         def dies(self, args, state, control, **kw):
             if state.global_step == 3: raise KeyboardInterrupt
         if kill: training._Progress.on_step_end = dies
-        try: log = train(run, "same", model, tok, rows, rows[:2], learning_rate=1e-2, max_steps=4, batch_size=4, eval_steps=2, report_to="none")
+        try: log = train(run, "same", model, tok, rows, rows[:2], learning_rate=1e-2, max_steps=4, batch_size=4, eval_steps=2, report_to="none", text=True)
         except KeyboardInterrupt: return None
         finally: training._Progress.on_step_end = real
         return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}, log[-2]
