@@ -315,7 +315,7 @@ def test_files_that_share_rows(leaking, tmp_path):
         return
     parts, card = built(tmp_path / "a", rows, valid_file=held, leaks=leaking)
     assert len(parts["valid"]) + len(parts["test"]) == 6
-    assert (card["leaking"], len(parts["train"]), leaks(**parts)) == ((1, 19, 0) if leaking == "drop" else (0, 20, 1))
+    assert (card["leaking"], len(parts["train"]), leaks(**parts), card["known_from_train"]) == ((1, 19, 0, 0) if leaking == "drop" else (0, 20, 1, 1))
 
 
 def test_personal_data_can_be_masked(tmp_path):

@@ -11,6 +11,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                               'zenbot.audit._between': ('audit.html#_between', 'zenbot/audit.py'),
                               'zenbot.audit._languages': ('audit.html#_languages', 'zenbot/audit.py'),
                               'zenbot.audit._lengths': ('audit.html#_lengths', 'zenbot/audit.py'),
+                              'zenbot.audit._pair': ('audit.html#_pair', 'zenbot/audit.py'),
                               'zenbot.audit._phones': ('audit.html#_phones', 'zenbot/audit.py'),
                               'zenbot.audit._phrases': ('audit.html#_phrases', 'zenbot/audit.py'),
                               'zenbot.audit._repeats': ('audit.html#_repeats', 'zenbot/audit.py'),

@@ -142,12 +142,13 @@ PRINT = np.dtype([('file', 'u1'), ('kind', 'u1'), ('topic', 'u8'), ('prompt_word
 
 # %% ../nbs/02c_audit.ipynb #f80f4471
 def _twins(prints: np.ndarray, row_of) -> dict:
-    "{'prompt': {key: [keys]}, 'answer': …}: which texts are nearly the same as a text."
-    out = {}
-    for field, pairs in near_edges(prints, row_of).items():
-        out[field] = {}
-        for a, b in prints[field][pairs].tolist() + prints[field][pairs][:, ::-1].tolist(): out[field].setdefault(a, []).append(b)
-    return out
+    "{'prompt': (n, 2) keys, 'answer': …}: pairs of texts that are nearly the same, each in both directions."
+    edges = {field: prints[field][pairs] for field, pairs in near_edges(prints, row_of).items()}
+    return {field: np.concatenate([e, e[:, ::-1]]) for field, e in edges.items()}
+
+def _pair(prints: np.ndarray) -> np.ndarray:
+    "Question and answer as one number."
+    return prints['prompt'] * np.uint64(0x9E3779B97F4A7C15) + prints['answer']
 
 def find_leaks(
     held: np.ndarray,    # prints of the held-out rows
@@ -155,17 +156,15 @@ def find_leaks(
     twins: dict,         # from `_twins` of both together
 ) -> dict:               # kind of leak -> bool per held-out row
     "Which held-out rows have their question, their answer, both, or a near-duplicate of one of them in train."
-    keys = {f: set(train[f].tolist()) for f in ('prompt', 'answer')}
-    pairs = set(zip(train['prompt'].tolist(), train['answer'].tolist()))
-    near = lambda f: np.array([any(t in keys[f] for t in twins[f].get(k, ())) for k in held[f].tolist()], bool)
-    out = {f: np.isin(held[f], train[f]) for f in keys} | dict(pair=np.array([p in pairs for p in zip(held['prompt'].tolist(), held['answer'].tolist())], bool))
-    return out | dict(near_prompt=near('prompt') & ~out['prompt'], near_answer=near('answer') & ~out['answer'])
+    out = {f: np.isin(held[f], train[f]) for f in ('prompt', 'answer')} | dict(pair=np.isin(_pair(held), _pair(train)))
+    near = {f: np.isin(held[f], t[np.isin(t[:, 1], train[f]), 0]) for f, t in twins.items()}
+    return out | {f'near_{f}': near[f] & ~out[f] for f in near}
 
 def _repeats(prints: np.ndarray, twins: dict) -> dict:
     "Rows of one file that repeat an earlier one."
-    extra = lambda *fields: len(prints) - len(np.unique(prints[list(fields)]))
-    return dict(pair=extra('prompt', 'answer'), prompt=extra('prompt'), answer=extra('answer'),
-                **{f'near_{f}': sum(k in twins[f] for k in np.unique(prints[f]).tolist()) for f in ('prompt', 'answer')})
+    extra = lambda keys: len(keys) - len(np.unique(keys))
+    near = {f'near_{f}': int(np.isin(np.unique(prints[f]), t[:, 0]).sum()) for f, t in twins.items()}
+    return dict(pair=extra(_pair(prints)), prompt=extra(prints['prompt']), answer=extra(prints['answer'])) | near
 
 BINS = [0, 10, 20, 40, 80, 120, 160, 240, 320, 480, 640, 1280, 10 ** 9]   # words
 
@@ -184,25 +183,26 @@ def _languages(prints: np.ndarray, rows, most: int = 1000) -> dict:
 # %% ../nbs/02c_audit.ipynb #918f31da
 def report(audit: Audit) -> dict:
     "The whole finding: {'files': {name: …}, 'leaks': [{'held', 'train', 'rows', 'prompt', 'answer', 'pair', …, 'examples'}], 'leaking'}."
-    prints = audit.prints()
-    names, places = list(audit.files), [np.flatnonzero(prints['file'] == n) for n in range(len(audit.files))]
-    files = {name: _about(audit, prints[at], lambda i, at=at: audit.rows[at[i]], audit.files[name]) for name, at in zip(names, places)}
+    prints, names = audit.prints(), list(audit.files)
+    ends = np.cumsum([0, *np.bincount(prints['file'], minlength=len(names))]).tolist()      # the rows of a file stand together
+    places = [slice(*ends[n:n + 2]) for n in range(len(names))]
+    files = {name: _about(prints[at], lambda i, at=at: audit.rows[at.start + i], audit.files[name]) for name, at in zip(names, places)}
     leaks = [_between(audit, prints, names[h], places[h], names[t], places[t]) for h in range(len(names)) for t in range(h)]
     return dict(files=files, leaks=leaks, leaking=any(l['leaking_rows'] for l in leaks))
 
-def _about(audit: Audit, prints: np.ndarray, row_of, file: dict) -> dict:
+def _about(prints: np.ndarray, row_of, file: dict) -> dict:
     "What is in one file."
     told = {k: dict(v.most_common()) if isinstance(v, Counter) else v for k, v in file.items()}
     return told | dict(accepted=len(prints), duplicates=_repeats(prints, _twins(prints, row_of)), languages=_languages(prints, row_of),
                        words={f: _lengths(prints[f'{f}_words']) for f in ('prompt', 'answer')})
 
-def _between(audit: Audit, prints: np.ndarray, held_name: str, held: np.ndarray, train_name: str, train: np.ndarray) -> dict:
+def _between(audit: Audit, prints: np.ndarray, held_name: str, held: slice, train_name: str, train: slice) -> dict:
     "What leaks from one file into another."
-    both = np.concatenate([train, held])
+    both = np.r_[train, held]
     found = find_leaks(prints[held], prints[train], _twins(prints[both], lambda i: audit.rows[both[i]]))
     leaking = np.any(list(found.values()), axis=0)
-    examples = [audit.rows[i]['messages'][0]['content'][:200] for i in held[leaking][:3]]
-    return dict(held=held_name, train=train_name, rows=len(held), leaking_rows=int(leaking.sum()), **{k: int(v.sum()) for k, v in found.items()}, examples=examples)
+    examples = [audit.rows[held.start + i]['messages'][0]['content'][:200] for i in np.flatnonzero(leaking)[:3].tolist()]
+    return dict(held=held_name, train=train_name, rows=len(leaking), leaking_rows=int(leaking.sum()), **{k: int(v.sum()) for k, v in found.items()}, examples=examples)
 
 # %% ../nbs/02c_audit.ipynb #fc9d5c6c
 def verdict(found: dict) -> str:

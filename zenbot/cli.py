@@ -95,6 +95,7 @@ def _show_board(folder: Run, board: dict, ran: list):
     _print_table(board['table'], sys.stdout)
     print(f'\nReport:  {folder/"report.html"}\nModel:   {folder/"final_merged_pruned"}')
 
+# %% ../nbs/20_cli.ipynb #2391a007
 @app.command()
 def status(run: Annotated[Path, typer.Argument(help='A run folder.')], as_json: Json = False):
     "What is done in a run, and what is not."

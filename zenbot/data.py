@@ -159,6 +159,7 @@ def _known(splits_file) -> dict:
     if kept is None or not set(kept) <= set(SPLITS): raise BadInput(f'{splits_file} is no splits.json of a run: it should name the ids of {", ".join(SPLITS)}.')
     return {int(i, 16): SPLITS.index(name) for name, ids in kept.items() for i in ids}
 
+# %% ../nbs/03_data.ipynb #b847aef6
 def build_data(
     run: Run, train_file, valid_file='', test_file='', unlearn_file='', corpus='', columns: str = '', leaks: str = 'refuse', splits_file='',
     unseen_categories: bool = True, mask_personal: bool = False, held_out: float = 0.2, debug_rows: int = 0, max_train_rows: int = 0,
@@ -188,7 +189,7 @@ def _about_corpus(texts: list, rejected: list) -> dict:
 def choose_rows(audit: Audit, frozen: dict, unseen_categories: bool, leaks: str, held_out: float, max_train_rows: int, max_eval_rows: int, seed: int) -> tuple:
     "(split -> numbers of its rows, rows put aside, counts for the card)"
     prints = audit.prints()
-    _, first, inverse = np.unique(prints[['file', 'id']], return_index=True, return_inverse=True)
+    _, first, inverse = np.unique(prints['id'] ^ rank(np.arange(len(audit.files)))[prints['file']], return_index=True, return_inverse=True)   # same id, same file
     repeated = np.flatnonzero(first[inverse] != np.arange(len(prints)))
     groups = group_prints(prints, audit.rows.__getitem__)
     sides = link(len(prints), same(groups), by_category(prints)) if unseen_categories else groups
@@ -204,7 +205,8 @@ def choose_rows(audit: Audit, frozen: dict, unseen_categories: bool, leaks: str,
     def put_aside():
         for i in repeated.tolist(): yield reject(audit.rows[i], f"duplicate of line {audit.rows[first[inverse[i]]]['line']}")
         for i in np.flatnonzero(gone).tolist(): yield reject(audit.rows[i], 'prompt or answer also in the held-out rows')
-    return chosen, put_aside(), _counts(audit, prints, chosen, len(repeated), int(gone.sum()))
+    known = int(np.isin(groups[np.r_[chosen['valid'], chosen['test']]], groups[chosen['train']]).sum())
+    return chosen, put_aside(), _counts(audit, prints, chosen, len(repeated), int(gone.sum())) | dict(known_from_train=known)
 
 def _counts(audit: Audit, prints: np.ndarray, chosen: dict, repeated: int, leaking: int) -> dict:
     "Where all rows went."

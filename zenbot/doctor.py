@@ -94,6 +94,7 @@ def _changed(row: dict, collated: list) -> list:
     place = next((i for i, (a, b) in enumerate(zip(collated, row['labels'])) if a != b), min(len(collated), len(row['labels'])))
     return [dict(place=place, fault='the collator changed the labels')]
 
+# %% ../nbs/04a_doctor.ipynb #a8ef8214
 def faults_by_row(report: dict) -> dict:
     "row id -> its faults with their places, in words"
     rows = {}

@@ -203,6 +203,7 @@ def execute(
     missing = [n for n in stage.makes if not (run/n).exists()]
     if missing: raise RunFailed(f"Stage {stage.name} ended without making {', '.join(missing)}; see {final}.")
 
+# %% ../nbs/01_pipeline.ipynb #edf8e5a3
 def _explain(error, stage: Stage, notebook: Path) -> Exception:
     "The papermill error as one readable paragraph."
     if error.ename == 'BadInput': return BadInput(error.evalue)
@@ -241,6 +242,7 @@ def _choose(start: str | None, until: str | None) -> tuple:
         if name and name not in NAMES: raise BadInput(f"There is no stage '{name}': {_nearest(name, NAMES)}")
     return NAMES.index(start) if start else 0, NAMES.index(until) if until else len(NAMES) - 1
 
+# %% ../nbs/01_pipeline.ipynb #d6b00066
 def run_profile(
     profile: str,                  # name or path of a profile
     run: str | Path | None = None, # run folder; `runs/<profile>` if not given

@@ -35,6 +35,7 @@ def _read_lines(path: Path):
                 reason = 'not UTF-8' if isinstance(e, UnicodeDecodeError) else 'not JSON'
                 yield Raw(path.name, n, text=line.decode('utf-8', 'backslashreplace'), reason=reason)
 
+# %% ../nbs/02a_rows.ipynb #82ab4851
 def _read_array(path: Path):
     "A JSON array; its elements are numbered from 1."
     try:
@@ -59,6 +60,7 @@ def _elements(f, block: int = 1 << 20):
             if not more: raise fault
             text, at = text[at:] + more, 0
 
+# %% ../nbs/02a_rows.ipynb #6e5fb2eb
 def _read_table(path: Path):
     "CSV, TSV or Parquet, one dict a row."
     if path.suffix == '.parquet':
@@ -85,6 +87,7 @@ def _read_hub(name: str):
     except Exception as e: raise BadInput(f"The Hub does not give the data set '{name}': {str(e).splitlines()[0][:150]}") from None
     yield from (Raw(name, n, row) for n, row in enumerate(rows, 1))
 
+# %% ../nbs/02a_rows.ipynb #6e68d813
 def read_rows(
     source: str | Path,  # JSONL, JSON array, CSV, TSV, Parquet, or `hub:ORG/NAME`
 ):                       # -> iterator of Raw
@@ -200,6 +203,7 @@ def scan(
     if not good: raise BadInput(f'{source} has no usable row' + (': it is empty.' if not first_bad else ': ' + '; '.join(
         f"line {r['line']}: {r['reason']}" for r in first_bad) + '. Rows look like {"prompt": …, "response": …}.'))
 
+# %% ../nbs/02a_rows.ipynb #71e2d003
 def load_rows(
     source: str | Path,
     kind: str = 'counsel',

@@ -215,6 +215,7 @@ def train(
         steps=trainer.state.global_step, tokens_per_s=round(progress.rate, 1), seconds=round(meter.seconds, 1), peak_memory_mb=round(meter.peak_mb),
         trainable_parameters=count_parameters(model, trainable=True), parameters=count_parameters(model), rows=len(rows)))
 
+# %% ../nbs/07_training.ipynb #c60691fc
 def _identity(model) -> str:
     "Hash of every weight before training and of how the adapter works: a checkpoint of another base, seed or LoRA is no checkpoint of this training."
     sha = hashlib.sha256()
@@ -228,6 +229,7 @@ def _divisor(n: int, most: int) -> int:
     "The largest divisor of n that is at most `most`: a checkpoint then never falls between two logs, whose mean a resumed run could not know."
     return next(d for d in range(max(1, most), 0, -1) if n % d == 0)
 
+# %% ../nbs/07_training.ipynb #76442be3
 def _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, report_to) -> ZenTrainer:
     "The Trainer, quiet in batch runs, with a progress table where a person looks on."
     batch = bool(os.environ.get('ZENBOT_BATCH'))
