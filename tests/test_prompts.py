@@ -84,3 +84,33 @@ def test_padding_is_never_a_label_and_eos_is_not_padding():
 def test_a_system_note_survives_truncation():
     note = {"role": "system", "content": "Be kind."}
     assert drop_oldest([note] + TURNS) == [note] + TURNS[2:] and drop_oldest([note] + TURNS[2:]) == []
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_any_program_gets_the_same_tokens_from_the_saved_folder(name, tmp_path):
+    """Training, evaluation and chat against plain transformers, in a process that knows nothing of zenbot, from `chat_template.jinja` alone."""
+    import json
+    import subprocess
+    import sys
+    talks = [TURNS[:2], TURNS, [{"role": "system", "content": "Be kind."}, *TURNS], [{"role": "user", "content": "Ünïcode 🌙\n\n  and  gaps"}, {"role": "assistant", "content": "Ja — “so”."}]]
+    ours = {}
+    for template in ("own", "chat", "scenario"):
+        tok = tokenizer(name, template)
+        tok.save_pretrained(tmp_path / template)
+        assert (tmp_path / template / "chat_template.jinja").exists()
+        ours[template] = [[tokenize_and_mask(t, tok, 10_000)["input_ids"], tokenize_and_mask(t, tok, 10_000, last_only=True)["input_ids"],
+                           tok(render(t[:-1], tok, True), add_special_tokens=False).input_ids] for t in talks]
+    code = """
+import json, sys
+from transformers import AutoTokenizer
+out = {}
+for template in ("own", "chat", "scenario"):
+    tok = AutoTokenizer.from_pretrained(sys.argv[1] + "/" + template)
+    ids = lambda t, **k: tok.apply_chat_template(t, return_dict=False, **k)
+    out[template] = [[ids(t), ids(t), ids(t[:-1], add_generation_prompt=True)] for t in json.loads(sys.argv[2])]
+assert not any(m.startswith("zenbot") for m in sys.modules)
+print(json.dumps(out))
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path), json.dumps(talks)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == ours
