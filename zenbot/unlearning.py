@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from .core import BadInput, Run, atomic, digest, read_json, sha256, write_json
 from .data import assign
+from .doctor import fit_rows
 from .duplicates import fingerprints, group, leaks, prompt_key
 from .generation import generate_answers
 from .measures import embed, interval, response_losses
@@ -167,7 +168,7 @@ def _learner(run: Run, model: str, tokenizer, rows: list, lora: dict, training: 
     "The base, with an adapter trained on the rows if there are any."
     learner = load_model(model)
     if not rows: return learner
-    tokens = tokenize_rows(rows, tokenizer, max_length)[0]
+    tokens = fit_rows(tokenize_rows(rows, tokenizer, max_length)[0])[0]
     learner = add_lora(learner, **lora, seed=seed)
     train(run, 'unlearning', learner, tokenizer, tokens, tokens[:4], **training, eval_steps=1000, seed=seed, report_to='none')   # nothing is chosen by validation here
     return learner
