@@ -59,10 +59,13 @@ def test_the_original_split_leaks_and_counsel_chat_does_not(tmp_path):
 
 @pytest.mark.parametrize("args, code, words", [
     (["a.jsonl"], 0, "One file"), (["a.jsonl", "b.jsonl"], 1, "LEAK"), (["--train", "a.jsonl", "--test", "b.jsonl"], 1, "LEAK"), ([], 2, "Name files"), (["nothing.jsonl"], 2, "no file or folder"),
-    (["a.jsonl", "--train", "b.jsonl"], 2, "either"), (["--valid", "b.jsonl"], 2, "--train"), (["a.jsonl", "--columns", "prompt=Context"], 2, "no usable row"), (["a.jsonl", "b.jsonl", "--mask", "c.jsonl"], 2, "one file")])
+    (["a.jsonl", "--train", "b.jsonl"], 2, "either"), (["--valid", "b.jsonl"], 2, "--train"), (["a.jsonl", "--columns", "prompt=Context"], 2, "no usable row"), (["a.jsonl", "b.jsonl", "--mask", "c.jsonl"], 2, "one file"),
+    (["a.jsonl", "sub/a.jsonl"], 1, "LEAK"), (["a.jsonl", "--html", "sub"], 2, "is a folder"), (["a.jsonl", "--mask", "a.jsonl"], 2, "a file that is read"), (["x" * 300 + ".jsonl"], 2, "too long")])
 def test_the_command(args, code, words, tmp_path):
     write(tmp_path / "a.jsonl", TRAIN)
     write(tmp_path / "b.jsonl", TRAIN[:1])
+    (tmp_path / "sub").mkdir()
+    write(tmp_path / "sub/a.jsonl", TRAIN)
     done = zenbot("audit", *args, home=tmp_path)
     assert done.returncode == code and words in done.stdout + done.stderr and "Traceback" not in done.stderr
 
@@ -76,6 +79,7 @@ def test_a_masked_copy_can_be_written(tmp_path):
 @pytest.mark.parametrize("text, found", [
     ("Hope this helps. Be well...Robin Q. Sample, DBH, LPCC", [("name", "Robin Q. Sample")]), ("You matter.\n\nBest wishes,\nKaren", [("name", "Karen")]), ("Take it slow! ~Mark (www. example.com)", [("name", "Mark")]),
     ("It gets easier. Dr. T", [("name", "Dr. T")]), ("mail anna.b@example.co.uk, please", [("email", "anna.b@example.co.uk")]), ("ring 020 7946 0958 or +44 20 7946 0958", None),
+    ("Cognitive-Behavioral Therapy (CBT) helps; I live in Boston, MA", []), ("I love Paris", []), ("Thanks Everyone!", []), ("Be well,Robin Sample, MA, LPC", [("name", "Robin Sample")]),
     ("I went to bed at 11 and woke at 3, 4 and 5 in 2019 and 2020.", []), ("Best wishes to you.", []), ("My GP said Take Care and Sleep Well", []), ("Write 1 2 3 4 5 6 7 8 9 on a page.", [])])
 def test_personal_data(text, found):
     spans = personal(text)
@@ -94,9 +98,16 @@ def test_any_text_can_be_searched_and_masked(text):
     assert isinstance(mask(text), str)
 
 
+def test_each_near_copy_of_a_training_row_is_counted(tmp_path):
+    """Also where the held-out rows resemble each other more than train."""
+    held = [(f"{LONG} and so I ask number{i}", f"Nothing alike {i} {i * 7}.") for i in range(200)]
+    leak = audit_files({"train": write(tmp_path / "a.jsonl", TRAIN), "valid": write(tmp_path / "b.jsonl", held)})["leaks"][0]
+    assert leak["near_prompt"] >= 198 and leak["examples"][0].startswith("I lie awake")
+
+
 def test_topics_and_echoes():
     assert topics_of("Since the DIVORCE I lie awake at night; my exam is next week.") == ["sleep", "relationships", "work and study"]
-    assert topics_of("A bedside edition of the newsletter") == [] and list(topics())[0] == "sleep"
+    assert topics_of("A bedside edition of the newsletter") == [] and topics_of("that night he hit me") == [] and list(topics())[0] == "sleep"
     assert is_echo("Why do I wake at three?", "why do i wake at three") and not is_echo("Why do I wake at three?", "Because sleep is lighter by then.") and not is_echo("Hi", "Hi there")
 
 

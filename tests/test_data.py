@@ -32,11 +32,10 @@ def write(path, rows):
 def test_every_row_is_accepted_or_rejected(rows, array, tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(rows)) if array else write(path, rows)
-    if not array and rows and isinstance(rows[0], list):
-        return      # a first line that is a list makes the file look like an array
     try:
         good, bad = load_rows(path)
-    except BadInput:
+    except BadInput as e:
+        assert "no usable row" in str(e) or isinstance(rows[0], list) and "after its end" in str(e)   # a first line that is a list makes the file look like an array
         return
     assert len(good) + len(bad) == len(rows)
 
@@ -214,7 +213,7 @@ words = st.text(alphabet="abc ,.", min_size=1, max_size=4).filter(str.strip)
 def parted(folder, rows, seed=0, held_out=0.2):
     """The splits of rows in order of their lines, and the counts: the heart of the data stage, without its files and pictures."""
     audit = read_files(folder, write(folder / "rows.jsonl", rows))
-    chosen, aside, counts = choose_rows(audit, {}, True, "refuse", held_out, 0, 0, seed)
+    chosen, aside, counts = choose_rows(audit, {}, True, 0.8, "refuse", held_out, 0, 0, seed)
     assert len(list(aside)) == counts["rejected"].get("duplicate", 0) + counts["leaking"]
     return {name: [audit.rows[i] for i in at] for name, at in chosen.items()}, counts
 
@@ -332,3 +331,104 @@ def test_a_spool_gives_back_what_was_put_on_it(rows):
         spool.append(row)
         assert spool[i] == row
     assert [spool[i] for i in range(len(spool))] == rows
+
+
+# --- what a review found ---------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("content", ['[{"prompt": "a", "response": "b"}]\n{"prompt": "c", "response": "d"}', '[{"prompt": "a", "response": "b"}][3]'])
+def test_nothing_after_an_array_is_lost_silently(content, tmp_path):
+    (tmp_path / "rows.json").write_text(content)
+    with pytest.raises(BadInput, match="something stands after its end"):
+        load_rows(tmp_path / "rows.json")
+
+
+@pytest.mark.parametrize("line, reason", [("I wake at 3,Try tea, then bed", "more cells than columns"), ("can\u2019t,no", "not UTF-8"), ("good,row", None)])
+def test_a_damaged_table_row_is_named_not_guessed(line, reason, tmp_path):
+    (tmp_path / "ROWS.CSV").write_bytes(b"prompt,response\nfirst,one\n" + line.encode("cp1252") + b"\n")
+    good, bad = load_rows(tmp_path / "ROWS.CSV")
+    assert len(good) == (1 if reason else 2) and [reason in b["reason"] for b in bad] == [True] * bool(reason)
+
+
+def test_an_open_quote_does_not_swallow_a_table(tmp_path):
+    (tmp_path / "rows.csv").write_text('prompt,response\na,"open\n' + "b,c\n" * 50)
+    with pytest.raises(BadInput, match="cannot be read as csv"):
+        load_rows(tmp_path / "rows.csv")
+
+
+@pytest.mark.parametrize("row", [{"prompt": "a", "response": "b", "kind": None}, {"messages": None, "prompt": "a", "response": "b"}, {"instruction": None, "input": None, "prompt": "a", "response": "b"}])
+def test_a_null_field_is_no_field(row):
+    assert [m["content"] for m in canonical(row, "f")["messages"]] == ["a", "b"]
+
+
+def test_an_input_that_is_no_text_is_rejected():
+    for value in (3, float("nan"), ["x"]):
+        with pytest.raises(ValueError, match="`input` is no text"):
+            canonical({"instruction": "a", "input": value, "output": "b"}, "f")
+
+
+def test_a_column_map_wins_over_other_fields(tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"instruction": "no", "output": "no", "Context": "yes", "Response": "well"}])
+    assert [m["content"] for m in load_rows(path, columns="prompt=Context, response=Response")[0][0]["messages"]] == ["yes", "well"]
+
+
+@relaxed
+@given(rows=st.lists(anything, min_size=1, max_size=6), lone=st.sampled_from(["", "\ud800"]))
+def test_the_whole_stage_takes_any_rows(rows, lone, tmp_path):
+    path = write(tmp_path / "rows.jsonl", [{"prompt": "a", "response": "b", "topic": "x" + lone}, {"prompt": lone, "response": ""}, *rows])
+    audit = read_files(tmp_path, path)
+    assert len(audit.rows) + len(audit.rejected) == len(rows) + 2 == audit.files["train"]["rows_in"]
+    json.dumps([audit.rejected[i] for i in range(len(audit.rejected))]).encode()
+
+
+@pytest.mark.parametrize("text", [" " * 200_000 + "x", "a" * 19_000 + " @", "é" * 2_000_000, "<p>Hi</p> <![oops, look"])
+def test_no_text_takes_long(text, tmp_path):
+    import time
+    start = time.perf_counter()
+    path = write(tmp_path / "rows.jsonl", [{"prompt": text, "response": "b"}, {"prompt": "a", "response": "b"}])
+    assert len(read_files(tmp_path, path).rows) >= 1
+    assert time.perf_counter() - start < 3, "this was quadratic once: a minute"
+
+
+def test_held_out_rows_are_never_trained_on(tmp_path):
+    corpus = tmp_path / "corpus.txt"
+    corpus.write_text("one<|doc|>two")
+    held = [{"prompt": f"held {i} {i * 7}", "response": f"said {i} {i * 3}"} for i in range(20)] + [{"prompt": f"no {i} {i * 7}", "response": f"never {i} {i * 3}", "kind": "refusal"} for i in range(2)]
+    for rows in (held, held[:2]):
+        run = Run(tmp_path / f"run{len(rows)}")
+        try:
+            build_data(run, "sample/counsel.jsonl", valid_file=write(tmp_path / "valid.jsonl", rows), corpus=corpus)
+        except BadInput as e:
+            assert "too small" in str(e)
+            continue
+        assert not [r for r in read_jsonl(run / "data/train.jsonl") if r["source"] == "valid.jsonl"]
+
+
+def test_a_frozen_split_survives_caps_and_bridges(tmp_path):
+    numbered = lambda n, k: [{"prompt": f"{n} question {i} about thing {i * 7}", "response": f"{n} answer {i} of kind {i * 3}"} for i in range(k)]
+    before, _ = built(tmp_path / "a", numbered("old", 60), max_eval_rows=5, max_train_rows=30)
+    text = lambda row, n: row["messages"][n]["content"]
+    bridge = {"prompt": text(before["train"][0], 0), "response": text(before["test"][0], 1)}
+    after, card = built(tmp_path / "b", numbered("new", 200) + [bridge] + numbered("old", 60), max_eval_rows=5, max_train_rows=30, splits_file=tmp_path / "a/run/data/splits.json")
+    assert {n: [r["id"] for r in rs] for n, rs in before.items()} == {n: [r["id"] for r in rs] for n, rs in after.items()} and card["leaking"] == 1
+    with pytest.raises(BadInput, match="Not one row"):
+        built(tmp_path / "c", numbered("other", 20), splits_file=tmp_path / "a/run/data/splits.json")
+
+
+def test_one_instruction_before_all_questions_is_explained_and_has_a_way_out(tmp_path):
+    rows = [{"instruction": " ".join(f"rule{i}" for i in range(60)), "input": f"question {i} of {i * 7}", "output": f"answer {i} for {i * 3}"} for i in range(40)]
+    with pytest.raises(BadInput, match="40 of the 40 rows are one group.*data.near=1"):
+        built(tmp_path / "a", rows)
+    assert len(built(tmp_path / "b", rows, near=1)[0]["train"]) == 32
+
+
+def test_a_kind_that_cannot_be_held_out_is_said(tmp_path):
+    rows = [{"prompt": f"question {i} {i * 7}", "response": f"answer {i} {i * 3}"} for i in range(30)] + [{"prompt": f"do {w} {w * 3}", "response": "No.", "kind": "refusal"} for w in "abcdefgh"]
+    assert built(tmp_path, rows)[1]["kinds_not_in_test"] == ["refusal"]
+
+
+def test_a_file_is_never_written_over_a_folder(tmp_path):
+    from zenbot.core import write_text
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(BadInput, match="is a folder"):
+        write_text(tmp_path, "report")
+    assert (tmp_path / "thesis.txt").read_text() == "precious"

@@ -14,19 +14,19 @@ from pathlib import Path
 import numpy as np
 import yaml
 from .core import digest, package_dir, write_text
-from .duplicates import FINGERPRINT, fingerprints, near_edges, normalise
+from .duplicates import FINGERPRINT, NEAR, fingerprints, near_edges, normalise
 from .rows import KINDS, Spool, scan
 
 # %% ../nbs/02c_audit.ipynb #84f901c7
 _NAME = r"[A-Z][a-z'’-]+"
-_DEGREES = r'(?:LPC\w*|LMFT\w*|LCSW\w*|LICSW|LMHC\w*|LADC\w*|MFT|CASAC|NCC|DBH|RN|MSW|M\.?Ed|M\.?S|M\.?A|Ph\.? ?D|Psy\.? ?D|Ed\.? ?D|M\.?D)\b\.?'
+_DEGREES = r'(?:LPC\w*|LMFT\w*|LCSW\w*|LICSW|LMHC\w*|LADC\w*|MFT|CASAC|NCC|DBH|RN|MSW|M\.?Ed|M\.S|M\.A|Ph\.? ?D|Psy\.? ?D|Ed\.? ?D|M\.D)\b\.?'   # not MA: a state
 _CLOSING = r'(?:[Bb]est(?: wishes| regards| of luck)?|[Kk]ind(?:est)? regards|[Ww]arm(?:est|ly)?(?: regards| wishes)?|[Rr]egards|[Ss]incerely(?: yours)?|[Yy]ours(?: truly| sincerely)?|[Bb]e well|[Tt]ake care|[Cc]heers|[Ll]ove|[Bb]lessings|[Rr]espectfully|[Tt]hanks|[Tt]hank you)'
 _SIGNATURES = [re.compile(p) for p in (
-    rf'(?P<who>(?:Dr\.? )?{_NAME}(?: [A-Z]\.?)?(?: {_NAME}){{0,2}}(?: [A-Z])?),? {_DEGREES}(?:[,/ ]+{_DEGREES})*',   # Robin J. Landwehr, DBH, LPC
-    rf'\b{_CLOSING}(?: to you(?: both| all)?)?[\s,.!~–—-]{{1,6}}(?P<who>(?:Dr\.? )?{_NAME}(?: [A-Z]\.?)?(?: {_NAME})?)[\s.,~!]*$',   # Best wishes,\nKaren
-    rf'[~–—-] ?(?P<who>(?:Dr\.? )?{_NAME}(?: {_NAME})?)\s*(?:\(|$)',                                                   # ~Mark (www…
+    rf'(?P<who>(?:Dr\.? )?{_NAME}(?: [A-Z]\.?)?(?: {_NAME}){{0,2}}(?: [A-Z])?)(?:, ?M\.?[AS]\b\.?)?,? {_DEGREES}(?:[,/ ]+{_DEGREES})*',   # Robin J. Landwehr, DBH, LPC
+    rf'(?:^|[.!?…]\s*|\n\s*){_CLOSING}(?: to you(?: both| all)?)?(?:\s?[,.!~–—-]+|\n)\s*(?P<who>(?:Dr\.? )?{_NAME}(?: [A-Z]\.?)?(?: {_NAME})?)[\s.,~!]*$',   # Best wishes,\nKaren
+    rf'(?<!\w)[~–—-] ?(?P<who>(?:Dr\.? )?{_NAME}(?: {_NAME})?)\s*(?:\(|$)',                                                   # ~Mark (www…
     rf'\b(?P<who>Dr\.? [A-Z](?:[a-z]+)?\.?(?: {_NAME})?)[\s.!]*$')]                                                  # Dr. T
-_EMAIL = re.compile(r"[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+@[\w-]+(?:\.[\w-]+)+")
 _DIGITS = re.compile(r'[0-9](?:[\s().+-]*[0-9]){6}')
 
 def _phones(text: str) -> list:
@@ -70,12 +70,13 @@ def _topics_of_word(word: str) -> frozenset:
 
 @functools.cache
 def _phrases() -> list:
-    return [(phrase, topic) for topic, words in topics().items() for phrase in words if ' ' in phrase or '-' in phrase]
+    "(phrase, pattern, topic) of entries of several words."
+    return [(phrase, re.compile(rf'\b{re.escape(phrase)}\b'), topic) for topic, words in topics().items() for phrase in words if ' ' in phrase or '-' in phrase]
 
 def topics_of(text: str) -> list:
     "The topics whose words occur in a text, in the order of the file."
     text = text.lower().replace('’', "'")
-    found = frozenset().union(*map(_topics_of_word, set(re.findall(r'\w+', text))), (topic for phrase, topic in _phrases() if phrase in text))
+    found = frozenset().union(*map(_topics_of_word, set(re.findall(r'\w+', text))), (topic for phrase, pattern, topic in _phrases() if phrase in text and pattern.search(text)))
     return [t for t in topics() if t in found]
 
 def is_echo(prompt: str, answer: str) -> bool:
@@ -87,7 +88,7 @@ def is_echo(prompt: str, answer: str) -> bool:
 class Audit:
     "Reads files row by row; `report()` says what is in them and what leaks between them."
     def __init__(self, folder: str | Path | None = None):  # for temporary files; needs the room of the data
-        self.rows, self.rejected, self.files, self._chunks, self._numbers, self._buffer = Spool(folder), Spool(folder), {}, [], [], []
+        self.rows, self.rejected, self.files, self._chunks, self._numbers, self._buffer, self._letters = Spool(folder), Spool(folder), {}, [], [], [], 0
 
     def read(
         self, name: str,         # of the file's part: train, valid, …
@@ -123,7 +124,8 @@ class Audit:
         self._numbers.append((len(self.files) - 1, KINDS.index(row['kind']), topic, len(prompt.split()), len(answer.split())))
         self.rows.append(row)
         self._buffer.append(row)
-        if len(self._buffer) == 2000: self._flush()
+        self._letters += len(prompt) + len(answer)
+        if len(self._buffer) == 2000 or self._letters > 4_000_000: self._flush()
 
     def _flush(self):
         "Turns the buffered rows into fingerprints and arrays."
@@ -131,19 +133,19 @@ class Audit:
         chunk = np.zeros(len(numbers), PRINT)
         for name, column in zip(PRINT.names, numbers.T): chunk[name] = column
         for name, column in zip(FINGERPRINT.names, map(fingerprints(self._buffer).__getitem__, FINGERPRINT.names)): chunk[name] = column
-        self._chunks, self._numbers, self._buffer = [*self._chunks, chunk], [], []
+        self._chunks, self._numbers, self._buffer, self._letters = [*self._chunks, chunk], [], [], 0
 
     def prints(self) -> np.ndarray:
         "All rows read so far as an array of PRINT; row i of it is `rows[i]`."
         self._chunks = [np.concatenate([np.zeros(0, PRINT), *self._chunks])]
         return self._chunks[0]
 
-PRINT = np.dtype([('file', 'u1'), ('kind', 'u1'), ('topic', 'u8'), ('prompt_words', 'u4'), ('answer_words', 'u4'), *((n, FINGERPRINT[n]) for n in FINGERPRINT.names)])
+PRINT = np.dtype([('file', 'u2'), ('kind', 'u1'), ('topic', 'u8'), ('prompt_words', 'u4'), ('answer_words', 'u4'), *((n, FINGERPRINT[n]) for n in FINGERPRINT.names)])
 
 # %% ../nbs/02c_audit.ipynb #f80f4471
-def _twins(prints: np.ndarray, row_of) -> dict:
+def _twins(prints: np.ndarray, row_of, near: float, late=None) -> dict:
     "{'prompt': (n, 2) keys, 'answer': …}: pairs of texts that are nearly the same, each in both directions."
-    edges = {field: prints[field][pairs] for field, pairs in near_edges(prints, row_of).items()}
+    edges = {field: prints[field][pairs] for field, pairs in near_edges(prints, row_of, near, late).items()}
     return {field: np.concatenate([e, e[:, ::-1]]) for field, e in edges.items()}
 
 def _pair(prints: np.ndarray) -> np.ndarray:
@@ -181,27 +183,29 @@ def _languages(prints: np.ndarray, rows, most: int = 1000) -> dict:
     return dict(Counter(classify(text(rows(i)))[0] for i in chosen).most_common())
 
 # %% ../nbs/02c_audit.ipynb #918f31da
-def report(audit: Audit) -> dict:
+def report(audit: Audit, near: float = NEAR) -> dict:
     "The whole finding: {'files': {name: …}, 'leaks': [{'held', 'train', 'rows', 'prompt', 'answer', 'pair', …, 'examples'}], 'leaking'}."
     prints, names = audit.prints(), list(audit.files)
     ends = np.cumsum([0, *np.bincount(prints['file'], minlength=len(names))]).tolist()      # the rows of a file stand together
     places = [slice(*ends[n:n + 2]) for n in range(len(names))]
-    files = {name: _about(prints[at], lambda i, at=at: audit.rows[at.start + i], audit.files[name]) for name, at in zip(names, places)}
-    leaks = [_between(audit, prints, names[h], places[h], names[t], places[t]) for h in range(len(names)) for t in range(h)]
+    files = {name: _about(prints[at], lambda i, at=at: audit.rows[at.start + i], audit.files[name], near) for name, at in zip(names, places)}
+    leaks = [_between(audit, prints, names[h], places[h], names[t], places[t], near) for h in range(len(names)) for t in range(h)]
     return dict(files=files, leaks=leaks, leaking=any(l['leaking_rows'] for l in leaks))
 
-def _about(prints: np.ndarray, row_of, file: dict) -> dict:
+def _about(prints: np.ndarray, row_of, file: dict, near: float) -> dict:
     "What is in one file."
     told = {k: dict(v.most_common()) if isinstance(v, Counter) else v for k, v in file.items()}
-    return told | dict(accepted=len(prints), duplicates=_repeats(prints, _twins(prints, row_of)), languages=_languages(prints, row_of),
+    return told | dict(accepted=len(prints), duplicates=_repeats(prints, _twins(prints, row_of, near)), languages=_languages(prints, row_of),
                        words={f: _lengths(prints[f'{f}_words']) for f in ('prompt', 'answer')})
 
-def _between(audit: Audit, prints: np.ndarray, held_name: str, held: slice, train_name: str, train: slice) -> dict:
+def _between(audit: Audit, prints: np.ndarray, held_name: str, held: slice, train_name: str, train: slice, near: float) -> dict:
     "What leaks from one file into another."
     both = np.r_[train, held]
-    found = find_leaks(prints[held], prints[train], _twins(prints[both], lambda i: audit.rows[both[i]]))
+    late = np.arange(len(both)) >= train.stop - train.start      # each held-out text is compared with train, not only with its like
+    found = find_leaks(prints[held], prints[train], _twins(prints[both], lambda i: audit.rows[both[i]], near, late))
     leaking = np.any(list(found.values()), axis=0)
-    examples = [audit.rows[held.start + i]['messages'][0]['content'][:200] for i in np.flatnonzero(leaking)[:3].tolist()]
+    asked = lambda row: next(m['content'] for m in row['messages'] if m['role'] == 'user')
+    examples = [asked(audit.rows[held.start + i])[:200] for i in np.flatnonzero(leaking)[:3].tolist()]
     return dict(held=held_name, train=train_name, rows=len(leaking), leaking_rows=int(leaking.sum()), **{k: int(v.sum()) for k, v in found.items()}, examples=examples)
 
 # %% ../nbs/02c_audit.ipynb #fc9d5c6c
@@ -267,8 +271,9 @@ def audit_files(
     columns: str = '',
     max_chars: int = 100_000, # a longer row is rejected
     limit: int = 0,           # read at most so many good rows of each; 0 = all
+    near: float = NEAR,       # Jaccard similarity from which texts are near-duplicates; 1 = only equal texts count
 ) -> dict:                    # the report
     "Reads files and reports."
     audit = Audit()
     for name, file in files.items(): audit.read(name, file, columns=columns, max_chars=max_chars, limit=limit)
-    return report(audit)
+    return report(audit, near)

@@ -54,12 +54,12 @@ class _Bars:
             self.bars.update(self.tasks[stage], completed=info.get('done', 0), total=info.get('total', 1), note=', '.join(filter(None, [left, _describe(info)])))
 
 # %% ../nbs/20_cli.ipynb #7025d4f3
-def _print_table(rows: list, out):
-    "A list of dicts with the same keys as a plain table."
+def _print_table(rows: list, out, fold: bool = False):
+    "A list of dicts with the same keys as a plain table; long texts are broken into lines only if `fold`."
     from rich.console import Console
     from rich.table import Table
     table = Table(box=None, pad_edge=False)
-    for key in rows[0]: table.add_column(key, no_wrap=True)
+    for i, key in enumerate(rows[0]): table.add_column(key, no_wrap=not (fold and i), overflow='fold')
     for row in rows: table.add_row(*map(str, row.values()))
     Console(file=out, width=None if out.isatty() else 200, markup=False, highlight=False).print(table)
 
@@ -125,6 +125,7 @@ def audit(
     html: Annotated[Optional[Path], typer.Option(help='Also write the report as a page with pictures.')] = None,
     mask: Annotated[Optional[Path], typer.Option(help='Also write the rows of one file with personal data masked (JSONL).')] = None,
     debug_rows: Annotated[int, typer.Option(help='Read only so many good rows of each file; 0 = all.')] = 0,
+    near: Annotated[float, typer.Option(help='Jaccard similarity of words and word pairs from which two texts are near-duplicates; 1 = only equal ones count.')] = 0.8,
     as_json: Json = False,
 ):
     "Count, check and compare files of rows; exits with 1 if they share questions, answers or near-duplicates."
@@ -133,22 +134,25 @@ def audit(
     if files and splits or not (files or splits): raise BadInput('Name files to audit: either zenbot audit FILE…, or zenbot audit --train FILE --valid FILE.')
     if splits and not train: raise BadInput('With --valid or --test give --train too: the audit looks for what train already knows.')
     if mask and len(splits or files) > 1: raise BadInput('--mask writes a copy of one file; give one file.')
-    named = splits or {f if f in files[:i] else Path(f).stem: f for i, f in enumerate(files)}
-    found = audit_files(named, columns, limit=debug_rows)
+    stems = [Path(f).stem for f in files or []]
+    named = splits or {s if stems.count(s) == 1 else f'{i}: {f}': f for i, (s, f) in enumerate(zip(stems, files), 1)}
+    for out in filter(None, (html, mask)):
+        if out.is_dir() or any(Path(f).resolve() == out.resolve() for f in named.values()): raise BadInput(f'{out} is a folder, or a file that is read; name a new file, so that nothing is overwritten.')
+    found = audit_files(named, columns, limit=debug_rows, near=near)
     if html: write_page(found, html)
-    if mask: _write_masked(next(iter(named.values())), columns, mask)
+    if mask: _write_masked(next(iter(named.values())), columns, debug_rows, mask)
     if as_json: print(json.dumps(found))
     else:
-        _print_table(table(found), sys.stdout)
+        _print_table(table(found), sys.stdout, fold=True)
         print('\n' + verdict(found))
     if found['leaking']: raise typer.Exit(1)
 
-def _write_masked(source: str, columns: str, path: Path):
+def _write_masked(source: str, columns: str, limit: int, path: Path):
     "Writes the accepted rows of a file, personal data masked."
     from zenbot.audit import mask_row
     from zenbot.core import write_jsonl
     from zenbot.rows import scan
-    write_jsonl(path, (mask_row(row) for row, _ in scan(source, columns=columns) if row))
+    write_jsonl(path, (mask_row(row) for row, _ in scan(source, columns=columns, max_chars=100_000, limit=limit) if row))
 
 # %% ../nbs/20_cli.ipynb #d2183cf3
 @app.command()
@@ -209,6 +213,8 @@ def main(args: list | None = None) -> None:
         if '--debug' in args: raise
         full = isinstance(e, OSError) and e.errno == 28
         message = 'The disk is full: nothing half-written was left behind. Free some space and type the same command again.' if full else str(e)
-        if not isinstance(e, (BadInput, RunFailed)) and not full: message = f'{type(e).__name__}: {e}\nThis should not happen; `zenbot --debug …` shows where.'
+        named = isinstance(e, OSError) and e.filename and not full
+        if named: message = f'{e.filename}: {e.strerror}. Check the path and who may read or write it.'
+        elif not isinstance(e, (BadInput, RunFailed)) and not full: message = f'{type(e).__name__}: {e}\nThis should not happen; `zenbot --debug …` shows where.'
         print(f'zenbot: {message}', file=sys.stderr)
-        sys.exit(2 if isinstance(e, BadInput) else 1)
+        sys.exit(2 if isinstance(e, BadInput) or named else 1)

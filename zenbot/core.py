@@ -63,6 +63,7 @@ def atomic(
     tmp, old = (path.with_name(f'.{path.name}.{os.getpid()}.{suffix}') for suffix in ('tmp', 'old'))
     try:
         yield tmp
+        if tmp.is_file() and path.is_dir(): raise BadInput(f'{path} is a folder, and a file shall be written there: name a file.')
         _fsync_tree(tmp)
         if path.is_dir(): path.rename(old)
         tmp.replace(path)

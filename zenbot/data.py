@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SPLITS', 'rank', 'assign', 'by_category', 'place', 'crossing', 'cap', 'load_corpus', 'read_files', 'refuse_leaks',
-           'build_data', 'choose_rows']
+           'earlier_splits', 'build_data', 'choose_rows']
 
 # %% ../nbs/03_data.ipynb #85c170bc
 from collections import Counter
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 from .audit import Audit, report, verdict, write_page
-from .core import BadInput, Run, digest, read_json, write_json, write_jsonl
+from .core import BadInput, Run, digest, find_input, read_json, write_json, write_jsonl
 from .duplicates import group_prints, link, near_pairs, normalise, same, sketch
 from .rows import KINDS, TEXTS, read_texts, reject
 
@@ -32,26 +32,27 @@ def assign(
     kinds: np.ndarray,   # (n,) numbers of KINDS
     shares: tuple,       # of each of SPLITS
     seed: int = 0,
-    frozen: dict = {},   # id -> number of SPLITS, from an earlier run
+    known=None,          # (n,) numbers of SPLITS from an earlier run, -1 for a new row
 ) -> np.ndarray:         # (n,) numbers of SPLITS
-    "Splits rows by group and kind; independent of their order. A group far larger than a split goes to train."
+    "Splits rows by group and kind; independent of their order. A group far larger than a split goes to train; known rows stay."
+    known = np.full(len(ids), -1) if known is None else known
     order = np.lexsort((ids, groups))
     starts = np.flatnonzero(np.r_[True, np.diff(groups[order]) != 0])
     members = np.split(order, starts[1:]) if len(order) else []
     leaders = np.array([m[0] for m in members], int)                       # the row with the smallest id speaks for its group
-    known = np.array([min((frozen[i] for i in ids[m].tolist() if i in frozen), default=-1) for m in members], int)
+    before = np.array([min((k for k in known[m].tolist() if k >= 0), default=-1) for m in members], int)
     out, filled = np.full(len(ids), len(SPLITS) - 1), Counter()
     sizes, totals = np.array([len(m) for m in members], int), Counter(kinds.tolist())
     least = {k: sizes[kinds[leaders] == k].min() for k in set(kinds[leaders].tolist())}
     several = {k: (kinds[leaders] == k).sum() >= len(SPLITS) for k in least}
-    for g in np.lexsort((rank(ids[leaders], seed), known < 0)).tolist():      # the frozen ones first
+    for g in np.lexsort((rank(ids[leaders], seed), before < 0)).tolist():      # known groups first
         kind = int(kinds[leaders[g]])
         fits = (s for s, share in enumerate(shares[:-1]) if several[kind] and filled[s, kind] < share * totals[kind]
                 and (sizes[g] <= 2 * share * totals[kind] or sizes[g] == least[kind]))
-        split = int(known[g]) if known[g] >= 0 else next(fits, len(SPLITS) - 1)
+        split = int(before[g]) if before[g] >= 0 else next(fits, len(SPLITS) - 1)
         filled[split, kind] += sizes[g]
         out[members[g]] = split
-    return out
+    return np.where(known >= 0, known, out)
 
 # %% ../nbs/03_data.ipynb #456f39dd
 def by_category(prints: np.ndarray) -> np.ndarray:
@@ -66,19 +67,20 @@ def place(
     groups: np.ndarray,
     held_out: float = 0.2,
     seed: int = 0,
-    frozen: dict = {},
+    known=None,          # as for `assign`
 ) -> np.ndarray:         # (n,) numbers of SPLITS
     "The split of each row: given held-out files are kept, what is missing is split off by group."
     given = {f for f in ('valid', 'test') if (files == f).any()}
-    half = (held_out / 2, held_out / 2, 1 - held_out)
-    if not given: return assign(prints['id'], groups, prints['kind'], half, seed, frozen)
+    half, known = (held_out / 2, held_out / 2, 1 - held_out), np.full(len(prints), -1) if known is None else known
+    if not given: return assign(prints['id'], groups, prints['kind'], half, seed, known)
     out = np.select([files == 'test', files == 'valid'], [0, 1], 2)
     def again(file, shares):
         at = files == file
-        if at.any(): out[at] = assign(prints['id'][at], groups[at], prints['kind'][at], shares, seed, frozen)
+        if at.any(): out[at] = assign(prints['id'][at], groups[at], prints['kind'][at], shares, seed, known[at])
     if 'test' not in given: again('valid', (0.5, 0.5, 0.0))
     elif 'valid' not in given: again('train', (0.0, held_out, 1 - held_out))
     again('unlearn', half)
+    out[(files == 'valid') & (out == 2)] = 1     # whatever else: held-out rows are not trained on
     return out
 
 def crossing(groups: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -91,9 +93,10 @@ def cap(
     ids: np.ndarray, kinds: np.ndarray,
     most: int,      # 0 = all
     seed: int = 0,
+    first=None,     # (n,) True for rows that are taken before others of their kind
 ) -> np.ndarray:    # positions of the chosen rows, in a random order
     "At most so many rows, each kind with its share (largest remainders)."
-    order = np.argsort(rank(ids, 'order', seed), kind='stable')
+    order = np.lexsort((rank(ids, 'order', seed), np.zeros(len(ids)) if first is None else ~first))
     if not most or most >= len(ids): return order
     names, counts = np.unique(kinds, return_counts=True)
     exact = most * counts / len(ids)
@@ -148,30 +151,33 @@ def read_files(
 
 def refuse_leaks(found: dict, leaks: str):
     "Raises `BadInput` if files that were given as splits share rows, unless it was said what to do about it."
-    if leaks not in ('refuse', 'drop', 'allow'): raise BadInput(f"data.leaks must be refuse, drop or allow, not '{leaks}'.")
     bad = [l for l in found['leaks'] if l['leaking_rows'] and 'unlearn' not in (l['held'], l['train'])]
     if bad and leaks == 'refuse':
         raise BadInput(f'{verdict(dict(leaks=bad))} Leave data.valid_file and data.test_file empty to get a clean split, set data.leaks=drop to put the training rows aside, or data.leaks=allow if you know why.')
 
-def _known(splits_file) -> dict:
-    "id -> number of SPLITS from an earlier `splits.json`."
-    kept = read_json(splits_file) if splits_file else {}
-    if kept is None or not set(kept) <= set(SPLITS): raise BadInput(f'{splits_file} is no splits.json of a run: it should name the ids of {", ".join(SPLITS)}.')
-    return {int(i, 16): SPLITS.index(name) for name, ids in kept.items() for i in ids}
+def earlier_splits(splits_file) -> dict:
+    "id -> number of SPLITS from the `splits.json` of an earlier run."
+    if not splits_file: return {}
+    try: return {int(i, 16): SPLITS.index(name) for name, ids in read_json(find_input(splits_file)).items() for i in ids}
+    except (ValueError, TypeError, AttributeError, IsADirectoryError) as e:
+        if isinstance(e, BadInput): raise
+        raise BadInput(f'{splits_file} is no splits.json of a run: it should name the ids of {", ".join(SPLITS)}.') from None
 
 # %% ../nbs/03_data.ipynb #b847aef6
 def build_data(
     run: Run, train_file, valid_file='', test_file='', unlearn_file='', corpus='', columns: str = '', leaks: str = 'refuse', splits_file='',
-    unseen_categories: bool = True, mask_personal: bool = False, held_out: float = 0.2, debug_rows: int = 0, max_train_rows: int = 0,
+    unseen_categories: bool = True, near: float = 0.8, mask_personal: bool = False, held_out: float = 0.2, debug_rows: int = 0, max_train_rows: int = 0,
     max_eval_rows: int = 0, max_chars: int = 20000, seed: int = 0,
 ) -> dict:   # the card
     "Reads and audits everything, splits it, writes `data/*`; raises `BadInput` before anything is written."
+    if leaks not in ('refuse', 'drop', 'allow'): raise BadInput(f"data.leaks must be refuse, drop or allow, not '{leaks}'.")
+    earlier = earlier_splits(splits_file)
     audit = read_files(run.path, train_file, valid_file, test_file, unlearn_file, columns, max_chars, debug_rows, mask_personal)
     texts, no_texts = load_corpus(corpus, seed, debug_rows)
-    found = report(audit)
+    found = report(audit, near)
     refuse_leaks(found, leaks)
-    chosen, aside, counts = choose_rows(audit, _known(splits_file), unseen_categories, leaks, held_out, max_train_rows, max_eval_rows, seed)
-    if min(map(len, chosen.values())) == 0: raise BadInput(f'{train_file} is too small to split: at least three different questions are needed, ten times as many are wise.')
+    chosen, aside, counts = choose_rows(audit, earlier, unseen_categories, near, leaks, held_out, max_train_rows, max_eval_rows, seed)
+    if min(map(len, chosen.values())) == 0: raise BadInput(_too_few(train_file, counts))
     for name, at in chosen.items(): write_jsonl(run/f'data/{name}.jsonl', (audit.rows[i] for i in at))
     write_jsonl(run/'data/corpus.jsonl', texts)
     write_jsonl(run/'data/rejected.jsonl', (r for part in (map(audit.rejected.__getitem__, range(len(audit.rejected))), aside, no_texts) for r in part))
@@ -181,37 +187,54 @@ def build_data(
     write_json(run/'data/card.json', card)
     return card
 
+def _too_few(train_file, counts: dict) -> str:
+    "Why a split came out empty, in one sentence."
+    if counts['largest_group'] > counts['rows_in'] / 3:
+        return (f"{counts['largest_group']} of the {counts['rows_in']} rows are one group, since their questions or answers are equal or nearly so; held-out rows must come from other groups. "
+                'Where one instruction stands before every question, leave it out of the rows or set data.near=1.')
+    return f'{train_file} is too small to split: at least three different questions are needed, ten times as many are wise.'
+
 def _about_corpus(texts: list, rejected: list) -> dict:
     "Counts of the corpus for the card."
     return dict(documents=len(texts), words=sum(len(t['text'].split()) for t in texts), held_out=sum(t['split'] == 'valid' for t in texts), rejected=len(rejected))
 
 # %% ../nbs/03_data.ipynb #2d16fbe5
-def choose_rows(audit: Audit, frozen: dict, unseen_categories: bool, leaks: str, held_out: float, max_train_rows: int, max_eval_rows: int, seed: int) -> tuple:
+def choose_rows(audit: Audit, earlier: dict, unseen_categories: bool, near: float, leaks: str, held_out: float, max_train_rows: int, max_eval_rows: int, seed: int) -> tuple:
     "(split -> numbers of its rows, rows put aside, counts for the card)"
     prints = audit.prints()
     _, first, inverse = np.unique(prints['id'] ^ rank(np.arange(len(audit.files)))[prints['file']], return_index=True, return_inverse=True)   # same id, same file
     repeated = np.flatnonzero(first[inverse] != np.arange(len(prints)))
-    groups = group_prints(prints, audit.rows.__getitem__)
+    groups = group_prints(prints, audit.rows.__getitem__, near)
+    known = np.array([earlier.get(i, -1) for i in prints['id'].tolist()], int)
+    if earlier and (known < 0).all(): raise BadInput('Not one row of data.splits_file is in these files (masking personal data changes the rows, too): leave it empty for a new split.')
     sides = link(len(prints), same(groups), by_category(prints)) if unseen_categories else groups
-    parts = place(prints, np.array(list(audit.files))[prints['file']], sides, held_out, seed, frozen)
-    gone = crossing(groups, parts) if leaks != 'allow' else np.zeros(len(prints), bool)
+    parts = place(prints, np.array(list(audit.files))[prints['file']], sides, held_out, seed, known)
+    gone = crossing(groups, parts) & (known < 0) if leaks != 'allow' else np.zeros(len(prints), bool)
+    gone |= _bridges(groups, known)
     gone[repeated] = False
     left = np.ones(len(prints), bool)
     left[repeated] = left[gone] = False
     chosen = {}
     for number, name in reversed(list(enumerate(SPLITS))):
         at = np.flatnonzero(left & (parts == number))
-        chosen[name] = at[cap(prints['id'][at], prints['kind'][at], max_train_rows if name == 'train' else max_eval_rows, seed)]
+        chosen[name] = at[cap(prints['id'][at], prints['kind'][at], max_train_rows if name == 'train' else max_eval_rows, seed, known[at] >= 0)]
     def put_aside():
         for i in repeated.tolist(): yield reject(audit.rows[i], f"duplicate of line {audit.rows[first[inverse[i]]]['line']}")
         for i in np.flatnonzero(gone).tolist(): yield reject(audit.rows[i], 'prompt or answer also in the held-out rows')
-    known = int(np.isin(groups[np.r_[chosen['valid'], chosen['test']]], groups[chosen['train']]).sum())
-    return chosen, put_aside(), _counts(audit, prints, chosen, len(repeated), int(gone.sum())) | dict(known_from_train=known)
+    leaked = int(np.isin(groups[np.r_[chosen['valid'], chosen['test']]], groups[chosen['train']]).sum())
+    return chosen, put_aside(), _counts(audit, prints, chosen, len(repeated), int(gone.sum())) | dict(
+        known_from_train=leaked, largest_group=int(np.bincount(groups).max(initial=0)))
+
+def _bridges(groups: np.ndarray, known: np.ndarray) -> np.ndarray:
+    "True for new rows that would tie together rows which an earlier run put on different sides."
+    sides = np.stack([np.isin(groups, groups[known == s]) for s in range(len(SPLITS))])
+    return (known < 0) & (sides.sum(0) > 1)
 
 def _counts(audit: Audit, prints: np.ndarray, chosen: dict, repeated: int, leaking: int) -> dict:
     "Where all rows went."
     files, used = audit.files.values(), sum(map(len, chosen.values()))
     kinds = {name: {KINDS[k]: int(n) for k, n in zip(*np.unique(prints['kind'][at], return_counts=True))} for name, at in chosen.items()}
     reasons = sum((f['rejected'] for f in files), Counter()) + Counter({'duplicate': repeated} if repeated else {})
-    return dict(rows_in=sum(f['rows_in'] for f in files), rejected=dict(reasons), leaking=leaking, rows={n: len(at) for n, at in chosen.items()},
+    missing = sorted({k for ks in kinds.values() for k in ks} - set(kinds['test']))
+    return dict(rows_in=sum(f['rows_in'] for f in files), kinds_not_in_test=missing, rejected=dict(reasons), leaking=leaking, rows={n: len(at) for n, at in chosen.items()},
                 left_out_by_caps=len(prints) - repeated - leaking - used, kinds=kinds)

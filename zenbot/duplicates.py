@@ -49,8 +49,11 @@ FINGERPRINT = np.dtype([('id', 'u8'), ('prompt', 'u8'), ('answer', 'u8'), ('prom
 def sketch(keys: list) -> np.ndarray:
     "MinHash sketches (texts, 128), one byte each, of normalised texts (rensa, seed 0)."
     from rensa import RMinHash
-    if not keys: return np.zeros((0, 128), np.uint8)
-    return np.array(RMinHash.digest_matrix_from_token_sets([shingles(k) or [k] for k in keys], 128, 0).to_rows(), np.uint32).astype(np.uint8)
+    parts = [np.zeros((0, 128), np.uint8)]
+    for start in range(0, len(keys), 250):     # lists of shingles are large
+        minima = RMinHash.digest_matrix_from_token_sets([shingles(k) or [k] for k in keys[start:start + 250]], 128, 0).to_rows()
+        parts.append(np.array(minima, np.uint32).astype(np.uint8))
+    return np.concatenate(parts)
 
 def fingerprints(
     rows: list,        # canonical rows
@@ -98,9 +101,15 @@ def same(keys: np.ndarray) -> np.ndarray:
     equal = keys[order][1:] == keys[order][:-1]
     return np.stack([order[:-1][equal], order[1:][equal]], 1)
 
-def near_edges(prints: np.ndarray, row_of, near: float = NEAR) -> dict:
-    "{'prompt': pairs, 'answer': pairs} of rows that are nearly, but not exactly, the same in that field; the rows' order does not matter."
-    order, out = np.argsort(prints['id'], kind='stable'), {}
+def near_edges(
+    prints: np.ndarray,
+    row_of,                # number -> row
+    near: float = NEAR,    # 1 or more: only equal texts count
+    late=None,             # (n,) False for rows that each other one shall be compared with; not given: the order by ids decides
+) -> dict:                 # {'prompt': pairs, 'answer': pairs}
+    "Pairs of rows that are nearly, but not exactly, the same in that field; the rows' order does not matter."
+    if near >= 1: return {field: np.zeros((0, 2), np.int64) for field in ('prompt', 'answer')}
+    order, out = np.lexsort((prints['id'], np.zeros(len(prints)) if late is None else late)), {}
     for field, key in (('prompt', prompt_key), ('answer', answer_key)):
         _, first = np.unique(prints[field][order], return_index=True)      # of equal texts one is enough
         some = order[np.sort(first)]

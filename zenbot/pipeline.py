@@ -146,7 +146,7 @@ def _imports(source: str) -> set:
 def code_hash(
     notebook: str,  # file name of a stage notebook
 ) -> str:
-    "Hash of a notebook's code cells, of every module that they import, directly or not, and of the prompt templates."
+    "Hash of a notebook's code cells, of every module that they import, directly or not, of the templates that these name, and of the prompt templates."
     cells = [c for c in read_json(notebooks_dir()/notebook)['cells'] if c['cell_type'] == 'code']
     sources = {notebook: '\n'.join(''.join(c['source']) for c in cells)}
     todo = _imports(re.sub(r'^[%!].*$', '', sources[notebook], flags=re.M))
@@ -155,7 +155,9 @@ def code_hash(
         if module not in sources:
             sources[module] = (package_dir()/f'{module}.py').read_text(encoding='utf-8')
             todo |= _imports(sources[module])
-    return digest([sources, sha256(package_dir()/'templates'/'prompts')])
+    text, templates = ' '.join(sources.values()), package_dir()/'templates'
+    named = {p.name: sha256(p) for p in sorted(templates.iterdir()) if p.is_file() and p.name in text}
+    return digest([sources, named, sha256(templates/'prompts')])
 
 # %% ../nbs/01_pipeline.ipynb #975d0649
 def stage_key(
