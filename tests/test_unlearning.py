@@ -105,7 +105,7 @@ def test_an_arm_is_trained_once(tmp_path, sample, monkeypatch):
     calls, train = [], unlearning.train
     monkeypatch.setattr(unlearning, "train", lambda *a, **k: calls.append(1) or train(*a, **k))
     rows, asked = sample["unlearning"][:4] + sample["counsel"][:4], {s: sample["counsel"][10 + i:11 + i] for i, s in enumerate(SORTS)}
-    arm = lambda seed=0, rows=rows: measure_arm(Run(tmp_path), "tiny", rows, asked, dict(r=4), dict(max_steps=2, batch_size=2), 128, seed, max_new_tokens=4)
+    arm = lambda seed=0, rows=rows: measure_arm(Run(tmp_path), "tiny", rows, asked, dict(r=4), dict(max_steps=2, batch_size=2), 512, seed, max_new_tokens=4)
     first = arm()
     assert arm() == first and len(calls) == 1 and [a["sort"] for a in first] == list(SORTS) and all(a["nats"] > 0 for a in first)
     assert not (tmp_path / "checkpoints").exists()
