@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 from .core import digest, package_dir, write_text
-from .duplicates import FINGERPRINT, NEAR, fingerprints, near_edges, normalise
+from .duplicates import FINGERPRINT, NEAR, fingerprints, near_edges, normalise, number
 from .rows import KINDS, Spool, scan
 
 # %% ../nbs/02c_audit.ipynb #84f901c7
@@ -120,7 +120,7 @@ class Audit:
         about = topics_of(' '.join(m['content'] for m in row['messages'] if m['role'] == 'user'))
         file['topics'].update(about or ['none of these'])
         file['sleep_or_stress'] += 'sleep' in about or 'stress' in about
-        topic = int(digest(row['topic'])[:16], 16) if 'topic' in row else 0
+        topic = number(row['topic']) if 'topic' in row else 0
         self._numbers.append((len(self.files) - 1, KINDS.index(row['kind']), topic, len(prompt.split()), len(answer.split())))
         self.rows.append(row)
         self._buffer.append(row)

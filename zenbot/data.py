@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from .audit import Audit, report, verdict, write_page
 from .core import BadInput, Run, digest, find_input, read_json, write_json, write_jsonl
-from .duplicates import group_prints, link, near_pairs, normalise, same, sketch
+from .duplicates import group_prints, link, near_pairs, normalise, number, same, sketch
 from .rows import KINDS, TEXTS, read_texts, reject
 
 # %% ../nbs/03_data.ipynb #a363479c
@@ -24,7 +24,7 @@ def rank(
     *salt,
 ) -> np.ndarray:      # (n,) uint64
     "A number per id that looks random, and is the same wherever the id stands; another salt gives an unrelated order."
-    return np.array([int(digest([*salt, i])[:16], 16) for i in ids.tolist()], np.uint64)
+    return np.array([number([*salt, i]) for i in ids.tolist()], np.uint64)
 
 def assign(
     ids: np.ndarray,     # (n,) uint64

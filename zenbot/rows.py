@@ -175,6 +175,7 @@ def _check_messages(messages, html: bool) -> list:
     if empty: raise ValueError(f'empty {empty} text')
     return out
 
+# %% ../nbs/02a_rows.ipynb #41880494
 def canonical(
     row: dict,
     source: str,          # file name

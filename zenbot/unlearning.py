@@ -235,6 +235,7 @@ def _loss(rows: list, before: list | None = None) -> dict:
     nats = np.array([r['nats'] for r in rows]) - (np.array([r['nats'] for r in before]) if before else 0.0)
     return grouped_interval(nats, np.array([r['tokens'] for r in rows]), _groups(rows))
 
+# %% ../nbs/09a_unlearning.ipynb #4d858bb3
 def summarise_arms(
     answers: list,     # rows with seed, arm, sort, topic, group, id, declines (probability or None), nats, tokens
     reference: str,    # the arm that the others are compared with
