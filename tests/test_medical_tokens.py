@@ -14,7 +14,9 @@ from zenbot.measures import labelled_bytes
 from zenbot.models import load_model, load_tokenizer
 from zenbot.prompts import load_prompter, tokenize_and_mask
 from zenbot.stage1 import add_rows, add_words, mine_words, pack, word_pieces
-from zenbot.training import _ChunkedCrossEntropy, add_lora, labelled_loss, merge, save_adapter, train
+from zenbot.adapters import add_lora, merge, save_adapter
+from zenbot.kernels import _ChunkedCrossEntropy, labelled_loss
+from zenbot.training import train
 
 TOKENIZERS = {"tiny": "tiny", "smollm2": "smollm2-135m", "tinyllama": SHARED / "tinyllama_tokenizer"}
 TEXTS = [p.read_text(encoding="utf-8") for p in sorted((package_dir() / "sample/primer").glob("*.md"))]

@@ -14,7 +14,9 @@ from zenbot.models import load_model
 from zenbot.prompts import load_prompter
 from zenbot.pruning import head_importance, head_norms, safe_zero_prune, silence_heads
 from zenbot.stage1 import pack
-from zenbot.training import _ChunkedCrossEntropy, add_lora, merge, train
+from zenbot.adapters import add_lora, merge
+from zenbot.kernels import _ChunkedCrossEntropy
+from zenbot.training import train
 
 
 @settings(max_examples=40, deadline=None)

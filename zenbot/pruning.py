@@ -11,7 +11,7 @@ from contextlib import contextmanager
 import torch
 from .measures import response_losses
 from .prompts import collate
-from .training import labelled_loss
+from .kernels import labelled_loss
 
 # %% ../nbs/10_pruning.ipynb #e2035032
 def attention_outputs(model) -> list:

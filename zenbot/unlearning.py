@@ -20,7 +20,8 @@ from .generation import generate_answers
 from .measures import embed, interval, response_losses
 from .models import free_memory, load_model, locate
 from .prompts import load_prompter, tokenize_rows
-from .training import add_lora, train
+from .adapters import add_lora
+from .training import train
 
 # %% ../nbs/09a_unlearning.ipynb #cfb6b178
 REFUSAL_WORDS = re.compile(r"\b(i can't|i cannot|i can not|i won't|i will not|i'm sorry|i am sorry|i'm not able|i am not able|i'm unable|i am unable|as an ai)\b", re.I)
