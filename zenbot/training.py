@@ -6,17 +6,17 @@
 __all__ = ['ZenTrainer', 'train', 'plot_log']
 
 # %% ../nbs/07_training.ipynb #56d5b16a
-import hashlib, math, os, time
+import difflib, hashlib, math, os, signal, threading, time
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from .adapters import adapters_in_base_dtype
-from .checkpoints import newest_checkpoint, seal
-from .core import BadInput, Heartbeat, Run, atomic, digest
+from .checkpoints import keep_newest, newest_checkpoint, whole_or_none
+from .core import BadInput, Heartbeat, Run, RunFailed, atomic, digest, read_json, write_json
 from .doctor import examine_rows, refuse_faults
-from .kernels import labelled_loss
+from .kernels import handwritten, keep_freed_memory, labelled_loss
 from .measures import Meter, response_losses
 from .models import count_parameters
 from .prompts import collate
@@ -26,13 +26,14 @@ class ZenTrainer(Trainer):
     "`Trainer` with the labelled-token loss, a token-weighted validation loss, and checkpoints that say when they are whole."
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, progress, keep, **kwargs):   # keep: how many checkpoints
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True   # makes the Trainer count the labelled tokens of each step
-        self.tokens_seen = 0
+        self.progress, self.keep = progress, keep
+        self.add_callback(progress)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.tokens_seen += int(inputs['attention_mask'].sum())
+        self.progress.tokens += int(inputs['attention_mask'].sum())
         with adapters_in_base_dtype(model): total, count = labelled_loss(model, inputs)
         return total / (count if num_items_in_batch is None else num_items_in_batch)
 
@@ -46,13 +47,17 @@ class ZenTrainer(Trainer):
         return metrics
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        seal(Path(self.args.output_dir)/f'checkpoint-{self.state.global_step}')
+        folder = Path(self.args.output_dir)/f'checkpoint-{self.state.global_step}'
+        with whole_or_none(folder):
+            super()._save_checkpoint(model, trial)
+            (folder/'training_args.bin').unlink(missing_ok=True)   # a pickle that nobody reads
+            write_json(folder/'spent.json', self.progress.spent)
+        keep_newest(folder.parent, self.keep, self.state.best_model_checkpoint)
 
 # %% ../nbs/07_training.ipynb #5c632eb8
 class _Progress(TrainerCallback):
-    "Feeds the heartbeat with steps, losses and tokens per second (of training steps alone)."
-    def __init__(self, heartbeat: Heartbeat): self.heartbeat, self.info, self.seconds, self.trainer = heartbeat, {}, 0.0, None
+    "Counts tokens and seconds of the training steps, over all attempts, and feeds the heartbeat."
+    def __init__(self, heartbeat: Heartbeat): self.heartbeat, self.info, self.tokens, self.seconds = heartbeat, {}, 0, 0.0
 
     def on_step_begin(self, args, state, control, **_): self.began = time.perf_counter()
 
@@ -61,12 +66,40 @@ class _Progress(TrainerCallback):
         self.heartbeat(state.global_step, state.max_steps, tokens_per_s=round(self.rate), **self.info)
 
     @property
-    def rate(self) -> float: return self.trainer.tokens_seen / self.seconds if self.seconds else 0.0
+    def rate(self) -> float: return self.tokens / self.seconds if self.seconds else 0.0
+
+    @property
+    def spent(self) -> dict: return dict(tokens=self.tokens, seconds=self.seconds)
 
     def on_log(self, args, state, control, logs=None, **_):
         self.info |= {k: round(logs[k], 4) for k in ('loss', 'eval_loss') if k in logs}
 
 # %% ../nbs/07_training.ipynb #dec6a38c
+class _Stop(TrainerCallback):
+    "While it is entered, SIGTERM and SIGINT end the training after a checkpoint."
+    def __init__(self): self.signal, self.before = None, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():   # Python allows it nowhere else
+            self.before = {s: signal.signal(s, self._note) for s in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_):
+        for s, handler in self.before.items(): signal.signal(s, handler)
+        self.before = {}
+
+    def _note(self, number, _):
+        self.signal = signal.Signals(number).name
+        self.__exit__()
+
+    def on_step_end(self, args, state, control, **_):
+        if self.signal: control.should_save = True
+
+    def on_save(self, args, state, control, **_):
+        if self.signal and state.global_step < state.max_steps:
+            raise RunFailed(f'Stopped by {self.signal} after step {state.global_step} of {state.max_steps}; all is saved, and the same command goes on from there.')
+
+# %% ../nbs/07_training.ipynb #c3ff6f2e
 def train(
     run: Run,
     name: str,                   # of this training: names its log folder and its checkpoints
@@ -81,28 +114,40 @@ def train(
     weight_decay: float = 0.0,
     warmup: float = 0.03,        # share of the steps
     schedule: str = 'cosine',
-    eval_steps: int = 20,        # validation and a checkpoint every so many steps
+    eval_steps: int = 20,        # validation every so many steps; 0: once an epoch
+    save_steps: int = 0,         # a checkpoint every so many steps; 0: at each validation
+    logging_steps: int = 1,      # an entry of the log is the mean over so many steps
+    best: str = '',              # the weights that were best by this metric are put back at the end ('eval_loss'); '': the last ones stay
+    patience: int = 0,           # validations without a better `best` before the training stops; 0: it runs to its end
     seed: int = 0,
     report_to: str = 'tensorboard',  # or 'none', 'wandb', 'trackio'
     text: bool = False,          # rows of plain text, all of it labelled, as in stage 1
+    **arguments,                 # any other field of `transformers.TrainingArguments`: save_total_limit, neftune_noise_alpha, adam_beta2…
 ) -> list:                       # the log: an entry per noted step, the last one a summary
     "Trains the model in place, if no row has a fault; goes on from the newest whole checkpoint of the same training, if there is one."
     if not train_rows: raise BadInput(f'{name} has no row to learn from. Raise max_length, or look at the data.')
     rows = [{k: r[k] for k in ('input_ids', 'labels')} for r in train_rows]
+    eval_steps = eval_steps or math.ceil(len(rows) / (batch_size * accumulate))
     setting = dict(learning_rate=learning_rate, num_train_epochs=epochs, max_steps=max_steps, per_device_train_batch_size=batch_size,
                    gradient_accumulation_steps=accumulate, weight_decay=weight_decay, warmup_steps=warmup, lr_scheduler_type=schedule, seed=seed,
-                   eval_steps=eval_steps, save_steps=eval_steps, logging_steps=_divisor(eval_steps, eval_steps // 5))
-    folder = run/'checkpoints'/f'{name}-{digest([setting, rows, valid_rows, _identity(model)])[:12]}'
+                   eval_steps=eval_steps, save_steps=save_steps or eval_steps, **_best(best, patience), **_known(arguments))
+    folder = run/'checkpoints'/f'{name}-{digest([setting, patience, rows, valid_rows, _identity(model)])[:12]}'
     os.environ['TENSORBOARD_LOGGING_DIR'] = str(run/'tensorboard'/name)
     progress = _Progress(Heartbeat(run, name))
-    progress.trainer = trainer = _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, report_to)
+    trainer = _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, report_to)
     refuse_faults(examine_rows(train_rows, tokenizer, trainer.data_collator, text), name)
+    keep_freed_memory()
     before = trainer.evaluate()
-    with Meter() as meter: trainer.train(resume_from_checkpoint=newest_checkpoint(folder))
+    checkpoint = newest_checkpoint(folder)
+    if checkpoint: vars(progress).update(read_json(checkpoint/'spent.json'))
+    with Meter() as meter, _Stop() as stop:
+        trainer.add_callback(stop)
+        trainer.train(resume_from_checkpoint=checkpoint)
     if not any('eval_loss' in e and e['step'] == trainer.state.global_step for e in trainer.state.log_history): trainer.evaluate()
     model.eval()
-    return _tidy(trainer.state.log_history, before, dict(
-        steps=trainer.state.global_step, tokens_per_s=round(progress.rate, 1), seconds=round(meter.seconds, 1), peak_memory_mb=round(meter.peak_mb),
+    chosen = dict(best_step=trainer.state.best_global_step) if best else {}
+    return _tidy(trainer.state.log_history, logging_steps, before, chosen | dict(
+        steps=trainer.state.global_step, tokens_per_s=round(progress.rate, 1), seconds=round(progress.seconds, 1), peak_memory_mb=round(meter.peak_mb),
         trainable_parameters=count_parameters(model, trainable=True), parameters=count_parameters(model), rows=len(rows)))
 
 # %% ../nbs/07_training.ipynb #c60691fc
@@ -115,31 +160,51 @@ def _identity(model) -> str:
     config = getattr(model, 'peft_config', {}).get('default')
     return digest([sha.hexdigest(), config and [config.r, config.lora_alpha, config.lora_dropout, config.use_rslora, config.trainable_token_indices]])
 
-def _divisor(n: int, most: int) -> int:
-    "The largest divisor of n that is at most `most`: a checkpoint then never falls between two logs, whose mean a resumed run could not know."
-    return next(d for d in range(max(1, most), 0, -1) if n % d == 0)
+def _known(arguments: dict) -> dict:
+    "Further training arguments, if the Trainer has them all."
+    fields = TrainingArguments.__dataclass_fields__
+    for name in arguments:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, 1)
+            raise BadInput(f"Training has no argument '{name}'{f': did you mean {near[0]}?' if near else '; see transformers.TrainingArguments for those it has.'}")
+    return arguments
+
+def _best(metric: str, patience: int) -> dict:
+    "The Trainer's settings for keeping the best weights instead of the last."
+    if patience and not metric: raise BadInput("patience counts validations without a better `best`: say which metric, for example best='eval_loss'.")
+    return dict(load_best_model_at_end=True, metric_for_best_model=metric, greater_is_better=not metric.endswith(('loss', 'perplexity'))) if metric else {}
 
 # %% ../nbs/07_training.ipynb #76442be3
-def _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, report_to) -> ZenTrainer:
+def _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, report_to) -> ZenTrainer:
     "The Trainer, quiet in batch runs, with a progress table where a person looks on."
     batch = bool(os.environ.get('ZENBOT_BATCH'))
-    args = TrainingArguments(
-        output_dir=str(folder), **setting, per_device_eval_batch_size=setting['per_device_train_batch_size'], eval_strategy='steps', save_strategy='steps',
-        save_total_limit=2, train_sampling_strategy='group_by_length', remove_unused_columns=False, disable_tqdm=batch, report_to=report_to,
+    args = TrainingArguments(**(dict(
+        output_dir=str(folder), per_device_eval_batch_size=setting['per_device_train_batch_size'], eval_strategy='steps', save_strategy='steps',
+        logging_steps=1,   # so that no running mean crosses a checkpoint; `_tidy` takes the means
+        train_sampling_strategy='random' if handwritten(model) else 'group_by_length',   # by hand there is no padding to save
+        remove_unused_columns=False, disable_tqdm=batch, report_to=report_to, restore_callback_states_from_checkpoint=True,
         use_cpu=model.device.type == 'cpu', fp16=model.dtype == torch.float16, dataloader_pin_memory=model.device.type != 'cpu')
+        | setting | dict(save_total_limit=None)))   # `keep_newest` rotates
     if args.world_size > 1: raise BadInput('Training on several processes is not supported yet; start it without a launcher.')
     if args.n_gpu > 1: args._n_gpu = 1   # DataParallel would hide the model from the loss; one GPU is used
     trainer = ZenTrainer(model=model, args=args, train_dataset=rows, eval_dataset=valid_rows, processing_class=tokenizer,
-                         data_collator=lambda rs: collate(rs, tokenizer.pad_token_id), callbacks=[progress])
+                         data_collator=lambda rs: collate(rs, tokenizer.pad_token_id), progress=progress, keep=setting.get('save_total_limit') or 2,
+                         callbacks=[EarlyStoppingCallback(patience)] if patience else [])
     trainer.remove_callback(PrinterCallback)
     return trainer
 
-def _tidy(history: list, before: dict, summary: dict) -> list:
-    "The log as a list of entries: step 0, then what the Trainer noted with perplexities, then one summary."
-    log = [before | dict(step=0, epoch=0.0)]
+def _tidy(history: list, logging_steps: int, before: dict, summary: dict) -> list:
+    "The log as a list of entries: step 0, then mean losses of every few steps and the validations, with perplexities, then one summary."
+    log, losses = [before | dict(step=0, epoch=0.0)], []
+    last = max((e['step'] for e in history if 'loss' in e), default=0)
     for e in history:
-        if 'train_runtime' in e or e['step'] == 0: continue
-        log.append(e | ({'perplexity': math.exp(min(e['loss'], 50))} if 'loss' in e else {}))
+        if 'loss' in e:
+            losses.append(e['loss'])
+            if e['step'] % logging_steps and e['step'] != last: continue
+            mean = sum(losses) / len(losses)
+            log.append(e | dict(loss=mean, perplexity=math.exp(min(mean, 50))))
+            losses = []
+        elif 'eval_loss' in e and e['step']: log.append(e)
     return log + [summary]
 
 # %% ../nbs/07_training.ipynb #aa71e8f9
