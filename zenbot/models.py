@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 from . import __version__
 from .core import BadInput, atomic, digest, package_dir, sha256
@@ -175,11 +175,25 @@ def load_model(
     name: str,                          # one of NAMED, a folder, or a Hub id
     dtype: torch.dtype | None = None,   # `pick_dtype` if not given
     device: str | None = None,          # `pick_device` if not given
+    bits: int = 16,                     # of the weights of all linear layers but the output: 16 (those of `dtype`), 8 (LLM.int8) or 4 (NF4, double quantisation)
 ) -> LlamaForCausalLM:
     "A causal language model in evaluation mode."
     device = device or pick_device()
-    model = AutoModelForCausalLM.from_pretrained(locate(name), dtype=dtype or pick_dtype(device), use_safetensors=True, trust_remote_code=False)
-    return _with_plain_head(model.to(device).eval(), name)
+    dtype = dtype or pick_dtype(device)
+    how = dict(dtype=dtype, use_safetensors=True, trust_remote_code=False)
+    if bits == 16: model = AutoModelForCausalLM.from_pretrained(locate(name), **how).to(device)
+    else: model = AutoModelForCausalLM.from_pretrained(locate(name), **how, quantization_config=_quantisation(bits, dtype), device_map={'': device})
+    for layer in model.modules():   # bitsandbytes would lay the weights out anew at the first forward in evaluation, in a way that its own dequantisation cannot read
+        if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
+    return _with_plain_head(model.eval(), name)
+
+def _quantisation(bits: int, dtype: torch.dtype):
+    "How bitsandbytes holds the weights; they are multiplied in `dtype`."
+    from importlib.util import find_spec
+    if not find_spec('bitsandbytes'): raise BadInput('Weights in 4 or 8 bits need bitsandbytes: pip install "bitsandbytes>=0.49", or choose the method lora.')
+    if bits not in (4, 8): raise BadInput(f'Weights can have 16, 8 or 4 bits, not {bits}.')
+    return BitsAndBytesConfig(load_in_8bit=True) if bits == 8 else BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type='nf4', bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype)
 
 @torch.no_grad()
 def _with_plain_head(model, name):
