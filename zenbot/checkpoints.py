@@ -10,7 +10,6 @@ import os, shutil
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
 from .core import RunFailed, read_json, sha256, write_json
 
 # %% ../nbs/06d_checkpoints.ipynb #51599c8d
@@ -54,7 +53,7 @@ def whole_or_none(
     try:
         yield
         seal(folder)
-    except (OSError, RuntimeError, SafetensorError) as e:   # torch and safetensors wrap the system's error in their own
+    except Exception as e:   # torch, safetensors and tokenizers each have their own for a full disk; tokenizers' is a bare Exception
         shutil.rmtree(folder, ignore_errors=True)
         last = newest_checkpoint(folder.parent)
         raise RunFailed(f'{folder.name} could not be saved ({str(e).splitlines()[0][:200]}). Make room on the disk; the same command then goes on '

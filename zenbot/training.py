@@ -7,12 +7,16 @@ __all__ = ['ZenTrainer', 'train', 'plot_log']
 
 # %% ../nbs/07_training.ipynb #56d5b16a
 import difflib, hashlib, math, os, signal, threading, time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate.utils import reduce
+from peft.optimizers import create_loraplus_optimizer
 from transformers import EarlyStoppingCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from .adapters import adapters_in_base_dtype
+from transformers.trainer_pt_utils import get_length_grouped_indices
+from .adapters import adapter_config, fast_dtype
 from .checkpoints import keep_newest, newest_checkpoint, whole_or_none
 from .core import BadInput, Heartbeat, Run, RunFailed, atomic, digest, read_json, write_json
 from .doctor import examine_rows, refuse_faults
@@ -26,21 +30,45 @@ class ZenTrainer(Trainer):
     "`Trainer` with the labelled-token loss, a token-weighted validation loss, and checkpoints that say when they are whole."
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, progress, keep, **kwargs):   # keep: how many checkpoints
+    def __init__(self, *args, progress, keep, lora_plus, **kwargs):   # keep: how many checkpoints
         super().__init__(*args, **kwargs)
-        self.model_accepts_loss_kwargs = True   # makes the Trainer count the labelled tokens of each step
-        self.progress, self.keep = progress, keep
+        self.model_accepts_loss_kwargs = True   # makes the Trainer count the labelled tokens of each step, over all processes
+        self.progress, self.keep, self.lora_plus = progress, keep, lora_plus
         self.add_callback(progress)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        self.progress.tokens += int(inputs['attention_mask'].sum())
-        with adapters_in_base_dtype(model): total, count = labelled_loss(model, inputs)
-        return total / (count if num_items_in_batch is None else num_items_in_batch)
+        self.progress.tokens += int(self.accelerator.reduce(inputs['attention_mask'].sum().float()))
+        with fast_dtype(self.model): total, count = self._inside(model, lambda core: labelled_loss(core, inputs))
+        return total * self.accelerator.num_processes / (count if num_items_in_batch is None else num_items_in_batch)   # DDP takes the mean of the gradients
+
+    def _inside(self, model, call):
+        "What `call` gives for the model; on several processes within the forward of the wrapper that shares out weights and gradients."
+        if self.accelerator.num_processes == 1: return call(model)
+        core = self.accelerator.unwrap_model(model)
+        before, core.forward = core.__dict__.get('forward'), lambda: call(core)
+        try: return model()
+        finally:
+            if before: core.forward = before
+            else: del core.forward
+
+    def _get_train_sampler(self, train_dataset=None):
+        "Rows by length where there is padding to save. The order comes from seed and epoch alone: transformers draws it from the global generator, and a run that is resumed within an epoch sees other batches."
+        if handwritten(self.model): return super()._get_train_sampler(train_dataset)
+        return _ByLength(self.args.train_batch_size * self.args.gradient_accumulation_steps, [len(r['input_ids']) for r in self.train_dataset], self.args.seed, self.state)
+
+    def create_optimizer(self, model=None):
+        if self.lora_plus == 1: return super().create_optimizer(model)
+        kind, options = self.get_optimizer_cls_and_kwargs(self.args)
+        self.optimizer = create_loraplus_optimizer(self.model, kind, loraplus_lr_ratio=self.lora_plus, loraplus_weight_decay=self.args.weight_decay, **options)
+        return self.optimizer
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix='eval'):
         self.model.eval()
-        nats, counts = response_losses(self.model, eval_dataset or self.eval_dataset, self.args.eval_batch_size, self.processing_class.pad_token_id)
-        loss = float(nats.sum() / counts.sum())
+        rows = (eval_dataset or self.eval_dataset)[self.accelerator.process_index::self.accelerator.num_processes]
+        with fast_dtype(self.model):
+            sums = self._inside(self.model_wrapped, lambda core: [part.sum() for part in response_losses(core, rows, self.args.eval_batch_size, self.processing_class.pad_token_id)])
+        nats, count = self.accelerator.reduce(torch.tensor(sums, dtype=torch.float64, device=self.accelerator.device)).tolist()
+        loss = nats / count
         metrics = {f'{metric_key_prefix}_loss': loss, f'{metric_key_prefix}_perplexity': math.exp(min(loss, 50))}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -48,11 +76,23 @@ class ZenTrainer(Trainer):
 
     def _save_checkpoint(self, model, trial):
         folder = Path(self.args.output_dir)/f'checkpoint-{self.state.global_step}'
-        with whole_or_none(folder):
+        first = self.is_world_process_zero()
+        with whole_or_none(folder) if first else nullcontext():
+            self.accelerator.wait_for_everyone()   # until what a killed save left there is gone
             super()._save_checkpoint(model, trial)
-            (folder/'training_args.bin').unlink(missing_ok=True)   # a pickle that nobody reads
-            write_json(folder/'spent.json', self.progress.spent)
-        keep_newest(folder.parent, self.keep, self.state.best_model_checkpoint)
+            self.accelerator.wait_for_everyone()
+            if first: (folder/'training_args.bin').unlink(missing_ok=True)   # a pickle that nobody reads
+            if first: write_json(folder/'spent.json', self.progress.spent)
+        if first: keep_newest(folder.parent, self.keep, self.state.best_model_checkpoint)
+
+
+class _ByLength(torch.utils.data.Sampler):
+    "Positions of the rows in an order that is random between groups of similar length, the same in each attempt at an epoch."
+    def __init__(self, batch_size: int, lengths: list, seed: int, state): self.batch_size, self.lengths, self.seed, self.state = batch_size, lengths, seed, state
+    def __len__(self): return len(self.lengths)
+    def __iter__(self):
+        generator = torch.Generator().manual_seed(self.seed + int(self.state.epoch or 0))
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 # %% ../nbs/07_training.ipynb #5c632eb8
 class _Progress(TrainerCallback):
@@ -63,7 +103,7 @@ class _Progress(TrainerCallback):
 
     def on_step_end(self, args, state, control, **_):
         self.seconds += time.perf_counter() - self.began
-        self.heartbeat(state.global_step, state.max_steps, tokens_per_s=round(self.rate), **self.info)
+        if state.is_world_process_zero: self.heartbeat(state.global_step, state.max_steps, tokens_per_s=round(self.rate), **self.info)
 
     @property
     def rate(self) -> float: return self.tokens / self.seconds if self.seconds else 0.0
@@ -93,7 +133,9 @@ class _Stop(TrainerCallback):
         self.__exit__()
 
     def on_step_end(self, args, state, control, **_):
-        if self.signal: control.should_save = True
+        noticed = reduce(torch.tensor(float(bool(self.signal)), device=args.device))   # by any process; all must save the same step
+        if noticed:
+            control.should_save, self.signal = True, self.signal or 'a signal'
 
     def on_save(self, args, state, control, **_):
         if self.signal and state.global_step < state.max_steps:
@@ -119,6 +161,7 @@ def train(
     logging_steps: int = 1,      # an entry of the log is the mean over so many steps
     best: str = '',              # the weights that were best by this metric are put back at the end ('eval_loss'); '': the last ones stay
     patience: int = 0,           # validations without a better `best` before the training stops; 0: it runs to its end
+    lora_plus: float = 1.0,      # learning rate of LoRA's B over that of its A (LoRA+: about 16)
     seed: int = 0,
     report_to: str = 'tensorboard',  # or 'none', 'wandb', 'trackio'
     text: bool = False,          # rows of plain text, all of it labelled, as in stage 1
@@ -128,13 +171,14 @@ def train(
     if not train_rows: raise BadInput(f'{name} has no row to learn from. Raise max_length, or look at the data.')
     rows = [{k: r[k] for k in ('input_ids', 'labels')} for r in train_rows]
     eval_steps = eval_steps or math.ceil(len(rows) / (batch_size * accumulate))
+    batch_size, accumulate = _shared(batch_size, accumulate, int(os.environ.get('WORLD_SIZE', 1)))
     setting = dict(learning_rate=learning_rate, num_train_epochs=epochs, max_steps=max_steps, per_device_train_batch_size=batch_size,
                    gradient_accumulation_steps=accumulate, weight_decay=weight_decay, warmup_steps=warmup, lr_scheduler_type=schedule, seed=seed,
                    eval_steps=eval_steps, save_steps=save_steps or eval_steps, **_best(best, patience), **_known(arguments))
-    folder = run/'checkpoints'/f'{name}-{digest([setting, patience, rows, valid_rows, _identity(model)])[:12]}'
+    folder = run/'checkpoints'/f'{name}-{digest([setting, patience, lora_plus, rows, valid_rows, _identity(model)])[:12]}'
     os.environ['TENSORBOARD_LOGGING_DIR'] = str(run/'tensorboard'/name)
     progress = _Progress(Heartbeat(run, name))
-    trainer = _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, report_to)
+    trainer = _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, lora_plus, report_to)
     refuse_faults(examine_rows(train_rows, tokenizer, trainer.data_collator, text), name)
     keep_freed_memory()
     before = trainer.evaluate()
@@ -148,7 +192,7 @@ def train(
     chosen = dict(best_step=trainer.state.best_global_step) if best else {}
     return _tidy(trainer.state.log_history, logging_steps, before, chosen | dict(
         steps=trainer.state.global_step, tokens_per_s=round(progress.rate, 1), seconds=round(progress.seconds, 1), peak_memory_mb=round(meter.peak_mb),
-        trainable_parameters=count_parameters(model, trainable=True), parameters=count_parameters(model), rows=len(rows)))
+        trainable_parameters=count_parameters(model, trainable=True), parameters=count_parameters(model), rows=len(rows), processes=trainer.args.world_size))
 
 # %% ../nbs/07_training.ipynb #c60691fc
 def _identity(model) -> str:
@@ -157,8 +201,13 @@ def _identity(model) -> str:
     for name, p in model.named_parameters():
         sha.update(f'{name} {p.requires_grad}'.encode())
         sha.update(p.detach().cpu().contiguous().view(torch.uint8).numpy())
-    config = getattr(model, 'peft_config', {}).get('default')
-    return digest([sha.hexdigest(), config and [config.r, config.lora_alpha, config.lora_dropout, config.use_rslora, config.trainable_token_indices]])
+    return digest([sha.hexdigest(), adapter_config(model)])
+
+def _shared(batch_size: int, accumulate: int, processes: int) -> tuple:
+    "Rows at once and batches per step of each process, so that all together make the same step."
+    if batch_size * accumulate % processes: raise BadInput(f'A step of {batch_size} x {accumulate} rows cannot be shared by {processes} processes: choose batch_size or accumulate so that it can.')
+    if batch_size % processes == 0: return batch_size // processes, accumulate
+    return (batch_size, accumulate // processes) if accumulate % processes == 0 else (1, batch_size * accumulate // processes)
 
 def _known(arguments: dict) -> dict:
     "Further training arguments, if the Trainer has them all."
@@ -175,20 +224,18 @@ def _best(metric: str, patience: int) -> dict:
     return dict(load_best_model_at_end=True, metric_for_best_model=metric, greater_is_better=not metric.endswith(('loss', 'perplexity'))) if metric else {}
 
 # %% ../nbs/07_training.ipynb #76442be3
-def _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, report_to) -> ZenTrainer:
+def _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, lora_plus, report_to) -> ZenTrainer:
     "The Trainer, quiet in batch runs, with a progress table where a person looks on."
     batch = bool(os.environ.get('ZENBOT_BATCH'))
     args = TrainingArguments(**(dict(
         output_dir=str(folder), per_device_eval_batch_size=setting['per_device_train_batch_size'], eval_strategy='steps', save_strategy='steps',
         logging_steps=1,   # so that no running mean crosses a checkpoint; `_tidy` takes the means
-        train_sampling_strategy='random' if handwritten(model) else 'group_by_length',   # by hand there is no padding to save
         remove_unused_columns=False, disable_tqdm=batch, report_to=report_to, restore_callback_states_from_checkpoint=True,
         use_cpu=model.device.type == 'cpu', fp16=model.dtype == torch.float16, dataloader_pin_memory=model.device.type != 'cpu')
         | setting | dict(save_total_limit=None)))   # `keep_newest` rotates
-    if args.world_size > 1: raise BadInput('Training on several processes is not supported yet; start it without a launcher.')
-    if args.n_gpu > 1: args._n_gpu = 1   # DataParallel would hide the model from the loss; one GPU is used
+    if args.n_gpu > 1: args._n_gpu = 1   # several GPUs are for several processes: see `launch`
     trainer = ZenTrainer(model=model, args=args, train_dataset=rows, eval_dataset=valid_rows, processing_class=tokenizer,
-                         data_collator=lambda rs: collate(rs, tokenizer.pad_token_id), progress=progress, keep=setting.get('save_total_limit') or 2,
+                         data_collator=lambda rs: collate(rs, tokenizer.pad_token_id), progress=progress, lora_plus=lora_plus, keep=setting.get('save_total_limit') or 2,
                          callbacks=[EarlyStoppingCallback(patience)] if patience else [])
     trainer.remove_callback(PrinterCallback)
     return trainer
