@@ -2,6 +2,7 @@
 
     pip install -e '.[bench]'
     python benchmarks/training.py speed [--rounds 3]      # tokens a second, loss curves, peak memory, share of the matmul rate: about 15 minutes
+    python benchmarks/training.py memory                  # peak memory of a step against what `plan` said, and a TinyLlama's: about 10 minutes
     python benchmarks/training.py quality [--minutes 10]  # held-out loss after the same minutes, three seeds: about an hour
 
 Rows are those of counsel_chat (train.jsonl and valid.jsonl in --data), cut at 512 tokens. Every contestant trains in a process of its own, one after the other, in rounds,
@@ -114,28 +115,59 @@ def child(task: dict) -> dict:
     return found
 
 
+TINYLLAMA = dict(hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4, vocab_size=32000, max_position_embeddings=2048)
+
+
+def build_tinyllama(folder: str) -> dict:
+    """TinyLlama-1.1B's shape with random weights, in bf16."""
+    import torch
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from zenbot.models import locate
+    torch.set_default_dtype(torch.bfloat16)
+    LlamaForCausalLM(LlamaConfig(**TINYLLAMA)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(locate("tiny")).save_pretrained(folder)   # any that names an end; the rows are random
+    return {}
+
+
+def one_step(task: dict) -> dict:
+    """Peak resident memory and tokens a second of two steps on full rows of random tokens, through `training.train`."""
+    import numpy as np
+    from zenbot.adapters import add_lora, load_base
+    from zenbot.core import Run
+    from zenbot.models import load_tokenizer
+    from zenbot.training import train
+    model = load_base(task["model"], task["method"])
+    if task["method"] != "full":
+        model = add_lora(model, 16, 32, task["dropout"], task["targets"])
+    tok, draw = load_tokenizer(task["model"]), np.random.default_rng(0)
+    rows = [dict(input_ids=ids, labels=ids) for ids in draw.integers(300, 1000, (2 * task["batch"], task["length"])).tolist()]
+    with tempfile.TemporaryDirectory() as folder:
+        log = train(Run(folder), "memory", model, tok, rows, rows[:1], batch_size=task["batch"], eval_steps=10**6, report_to="none", text=True, gradient_checkpointing=task["checkpointing"])
+    return dict(peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3, tokens_per_s=log[-1]["tokens_per_s"])
+
+
 def matmul_rates(n: int) -> dict:
-    """bf16 TFLOP/s of a 4096 x 4096 product, and tokens a second if a step of n tokens were nothing but the products of SmolLM2-135M's layers and head."""
+    """bf16 TFLOP/s of a 4096 x 4096 product, and tokens a second if a step of n tokens were nothing but the products of SmolLM2-135M's layers and head, on warm operands."""
     import torch
 
-    def best(f, repeats=7):
+    def median(f, repeats=15):
         f()
         times = []
         for _ in range(repeats):
             start = time.perf_counter()
             f()
             times.append(time.perf_counter() - start)
-        return min(times)
+        return sorted(times)[repeats // 2]
 
     a = torch.randn(4096, 4096).bfloat16()
-    square = 2 * 4096**3 / best(lambda: a @ a) / 1e12
+    square = 2 * 4096**3 / median(lambda: a @ a) / 1e12
     width, inner, kv, vocabulary, layers, labelled = 576, 1536, 192, 49152, 30, 0.68
     seconds = 0.0
     for i, o, times in ((width, width, 2), (width, kv, 2), (width, inner, 2), (inner, width, 1)):
         x, w, g = torch.randn(n, i).bfloat16(), torch.randn(o, i).bfloat16(), torch.randn(n, o).bfloat16()
-        seconds += layers * times * (best(lambda: x @ w.T) + best(lambda: g @ w))   # forward, and backward to the inputs; weights are frozen
+        seconds += layers * times * (median(lambda: x @ w.T) + median(lambda: g @ w))   # forward, and backward to the inputs; weights are frozen
     x, w, g = torch.randn(1024, width).bfloat16(), torch.randn(vocabulary, width).bfloat16(), torch.randn(1024, vocabulary).bfloat16()
-    seconds += (best(lambda: x @ w.T, 3) + best(lambda: g @ w, 3)) * labelled * n / 1024
+    seconds += (median(lambda: x @ w.T, 3) + median(lambda: g @ w, 3)) * labelled * n / 1024
     flops_per_token = 4 * (layers * (2 * width * width + 2 * width * kv + 3 * width * inner) + labelled * width * vocabulary)
     return dict(square_tflops=square, flops_per_token=flops_per_token, products_tokens_per_s=n / seconds)
 
@@ -181,6 +213,25 @@ def speed(data: Path, rounds: int, steps: int):
           f"zenbot reaches {own / square:.0%} of the first and {own / matmul['products_tokens_per_s']:.0%} of the second")
 
 
+def memory():
+    from zenbot.plan import plan
+    with tempfile.TemporaryDirectory() as llama:
+        spawn("tinyllama", llama)
+        small, big, attention, all_linear = "smollm2-135m", llama, ATTENTION, "all-linear"
+        print(f"{'model':12} {'method':7} {'rows':>8} {'':24} {'planned MB':>10} {'measured':>9} {'off by':>7} {'planned tok/s':>14} {'measured':>9}")
+        for model, method, batch, length, targets, dropout, light in (
+                (small, "lora", 8, 256, attention, 0.0, False), (small, "lora", 8, 512, attention, 0.0, False), (small, "lora", 8, 512, all_linear, 0.0, False),
+                (small, "lora", 8, 512, attention, 0.0, True), (small, "lora", 4, 512, attention, 0.05, False), (small, "lora", 8, 512, all_linear, 0.05, False),
+                (small, "qlora8", 8, 512, attention, 0.0, False), (small, "qlora4", 8, 512, attention, 0.0, False), (small, "full", 4, 256, attention, 0.0, False),
+                (small, "full", 8, 512, attention, 0.0, False), (big, "lora", 4, 512, attention, 0.0, False), (big, "qlora4", 4, 512, attention, 0.0, False),
+                (big, "qlora4", 4, 512, attention, 0.0, True)):
+            planned = plan(model, method, "cpu", batch, length, 16, targets, dropout, light)
+            done = spawn("step", dict(model=model, method=method, batch=batch, length=length, targets=targets, dropout=dropout, checkpointing=light))
+            note = f"{'all-linear ' * (targets == all_linear)}{'dropout ' * (dropout > 0)}{'checkpointing' * light}"
+            print(f"{'TinyLlama' if model == llama else model:12} {method:7} {batch:3} x {length} {note:24} {planned['total_mb']:10} {done['peak_mb']:9.0f} {planned['total_mb'] / done['peak_mb'] - 1:+7.0%} "
+                  f"{planned['tokens_per_s']:14} {done['tokens_per_s']:9.0f}", flush=True)
+
+
 def quality(data: Path, minutes: float, seeds: int):
     """How many steps fit into the minutes is measured first, since a schedule must know its end."""
     import numpy as np
@@ -205,12 +256,12 @@ def quality(data: Path, minutes: float, seeds: int):
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] in (["train"], ["matmul"]):
-        role = dict(train=child, matmul=matmul_rates)[sys.argv[1]]
+    if sys.argv[1:2] in (["train"], ["matmul"], ["tinyllama"], ["step"]):
+        role = dict(train=child, matmul=matmul_rates, tinyllama=build_tinyllama, step=one_step)[sys.argv[1]]
         Path(sys.argv[3]).write_text(json.dumps(role(json.loads(sys.argv[2]))))
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("what", choices=("speed", "quality"))
+        parser.add_argument("what", choices=("speed", "memory", "quality"))
         parser.add_argument("--data", type=Path, default=DATA)
         parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--steps", type=int, default=6)
@@ -219,5 +270,7 @@ if __name__ == "__main__":
         args = parser.parse_args()
         if args.what == "speed":
             speed(args.data, args.rounds, args.steps)
+        elif args.what == "memory":
+            memory()
         else:
             quality(args.data, args.minutes, args.seeds)

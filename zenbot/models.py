@@ -183,9 +183,16 @@ def load_model(
     how = dict(dtype=dtype, use_safetensors=True, trust_remote_code=False)
     if bits == 16: model = AutoModelForCausalLM.from_pretrained(locate(name), **how).to(device)
     else: model = AutoModelForCausalLM.from_pretrained(locate(name), **how, quantization_config=_quantisation(bits, dtype), device_map={'': device})
+    if bits != 16: _close_file(model)
     for layer in model.modules():   # bitsandbytes would lay the weights out anew at the first forward in evaluation, in a way that its own dequantisation cannot read
         if hasattr(layer, 'support_avx512bf16_for_cpu'): layer.support_avx512bf16_for_cpu = False
     return _with_plain_head(model.eval(), name)
+
+def _close_file(model):
+    "Copies what was not quantised out of the mapped file, whose pages (the whole unquantised model) would else stay in memory."
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.is_floating_point(): tensor.data = tensor.data.clone()
+    free_memory()
 
 def _quantisation(bits: int, dtype: torch.dtype):
     "How bitsandbytes holds the weights; they are multiplied in `dtype`."

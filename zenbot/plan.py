@@ -40,19 +40,21 @@ def memory_mb(
     r: int = 16, targets: list = ('q_proj', 'k_proj', 'v_proj', 'o_proj'),  # of LoRA
     device: str = 'cpu', dtype: torch.dtype = torch.bfloat16,
     by_hand: bool = True,             # the step of `kernels`, as on a CPU without dropout
-    checkpointing: bool = False,
+    dropout: bool = False, checkpointing: bool = False,
 ) -> dict:                            # parts in MB (10^6 bytes)
     "The peak of a training step, part by part."
     config, wide = model.config, torch.finfo(dtype).bits // 8
     weights, trained = count_weights(model, method, r, targets)
-    layer = _layer_bytes(config, batch, length, wide, len(_adapted(model, method, targets)) / config.num_hidden_layers * r, by_hand)
+    adapted, all_linear = _adapted(model, method, targets), [m for m in model.get_decoder().layers.modules() if isinstance(m, torch.nn.Linear)]
+    inputs_kept = sum(m.in_features for m in (all_linear if method == 'full' else adapted)) / config.num_hidden_layers   # of the layers that are trained
+    layer = _layer_bytes(config, batch, length, wide, len(adapted) / config.num_hidden_layers * r, by_hand, inputs_kept * (wide + 1 if dropout else wide if method == 'full' else 0))
     inputs = batch * length * config.hidden_size * wide
     kept = (config.num_hidden_layers - 1) * (inputs if checkpointing else layer['kept']) + layer['kept']
     stored = _STORED[method] or wide
     return {k: v / 1e6 for k, v in dict(
         weights=weights['layers'] * stored + weights['rest'] * (4 if method == 'full' else wide) + (0 if method == 'full' else 4 * trained),
         gradients=4 * trained, optimizer=8 * trained, activations=kept + layer['passing'],
-        loss=min(1024, batch * length) * config.vocab_size * wide + 3 * inputs, process=_PROCESS_MB['cpu' if device == 'cpu' else 'cuda'] * 1e6).items()}
+        loss=min(1024, batch * length) * config.vocab_size * wide + 3 * inputs, process=(_PROCESS_MB['cpu' if device == 'cpu' else 'cuda'] + 250 * (method in ('qlora8', 'qlora4'))) * 1e6).items()}   # 250: bitsandbytes, and what loading leaves behind
 
 def _adapted(model, method, targets) -> list:
     "The linear layers with an adapter."
@@ -65,24 +67,25 @@ def count_weights(model, method: str, r: int, targets) -> tuple:
     layers = sum(p.numel() for p in model.get_decoder().layers.parameters())
     return dict(layers=layers, rest=total - layers), total if method == 'full' else r * sum(m.in_features + m.out_features for m in _adapted(model, method, targets))
 
-def _layer_bytes(config, batch, length, wide, ranks, by_hand) -> dict:
+def _layer_bytes(config, batch, length, wide, ranks, by_hand, copies) -> dict:
     "What one layer keeps for its backward pass, and what passes through memory while it runs."
     n, d, inner = batch * length, config.hidden_size, config.intermediate_size
     head = getattr(config, 'head_dim', None) or d // config.num_attention_heads
     q, kv = config.num_attention_heads * head, config.num_key_value_heads * head
     if by_hand:
-        kept = wide * n * (2 * d + 2 * q + 2 * kv + 2 * inner + ranks) + wide * batch * config.num_attention_heads * length**2   # the tensors that `_Layer.forward` returns
-        passing = wide * n * (5 * inner + 4 * d)
+        kept = wide * n * (2 * d + 2 * q + 2 * kv + 2 * inner + ranks)   # the tensors that `_Layer.forward` returns
+        passing = wide * (n * (5 * inner + 4 * d) + 3 * config.num_attention_heads * length**2)   # the probabilities of one row at a time
     else:   # autograd: norms in fp32, the inputs of each adapter, queries, keys and values of all heads, three of the width of the MLP
-        kept = n * (8 * d + wide * (4 * d + 5 * q + 2 * kv + 3 * inner + ranks))
+        kept = n * (8 * d + wide * (4 * d + 5 * q + 2 * kv + 3 * inner + ranks) + copies)   # copies: inputs behind a dropout, with its mask, or of a trained weight
         passing = wide * n * (4 * inner + 4 * d)
     return dict(kept=kept, passing=passing)
 
 # %% ../nbs/06c_plan.ipynb #81f566e5
 _GPUS = {'t4': (15.6, 65), 'l4': (23.6, 121), 'a100': (42.3, 312), 'h100': (85.0, 989)}   # usable memory in GB, dense 16-bit TFLOP/s of NVIDIA's data sheets
 DEVICES = ('cpu', *_GPUS)
-_REACHED = dict(cpu=0.5, gpu=0.35)                                          # share of the matmul rate: measured on two cores with AMX; on GPUs an assumption
-_UNPACKING = {'full': 1.0, 'lora': 1.0, 'qlora8': 1.2, 'qlora4': 1.4}       # quantised weights are unpacked on the way
+_GPU_SHARE = 0.35                                                           # of the data sheet: an assumption, nothing was measured on a GPU
+_PASSES = {True: 1.5e-9, False: 3.0e-9}                                     # seconds a number that passes through a layer, by hand or under autograd: measured on two cores, SmolLM2 and TinyLlama's shape
+_UNPACKING = {'full': 1.0, 'lora': 1.0, 'qlora8': 1.1, 'qlora4': 1.05}      # quantised weights are unpacked on the way: measured there too
 
 def matmul_tflops(dtype: torch.dtype, size: int = 2048) -> float:
     "What this CPU reaches on a square product, in 10^12 operations a second: the best of three."
@@ -93,7 +96,7 @@ def matmul_tflops(dtype: torch.dtype, size: int = 2048) -> float:
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best / 1e12
 
-def tokens_per_s(model, method: str, length: int, r: int, targets, device: str, dtype, checkpointing: bool = False, labelled: float = 0.7) -> float:
+def tokens_per_s(model, method: str, length: int, r: int, targets, device: str, dtype, by_hand: bool = True, checkpointing: bool = False, labelled: float = 0.7) -> float:
     "How fast a step goes through tokens, padding not counted."
     config = model.config
     weights, trained = count_weights(model, method, r, targets)
@@ -101,8 +104,9 @@ def tokens_per_s(model, method: str, length: int, r: int, targets, device: str, 
     passes = (6 if method == 'full' else 4) + 2 * checkpointing
     attention = 12 * length * config.num_hidden_layers * config.hidden_size
     flops = passes * (weights['layers'] + head) + attention + (0 if method == 'full' else 6 * trained)
-    rate = matmul_tflops(dtype) * _REACHED['cpu'] if device == 'cpu' else _GPUS[device][1] * _REACHED['gpu']
-    return rate * 1e12 / flops / _UNPACKING[method]
+    if device != 'cpu': return _GPUS[device][1] * _GPU_SHARE * 1e12 / flops / _UNPACKING[method]
+    passing = _PASSES[by_hand] * (1.4 if checkpointing else 1) * config.num_hidden_layers * (10 * config.hidden_size + 8 * config.intermediate_size)
+    return 1 / (flops / matmul_tflops(dtype) / 1e12 + passing) / _UNPACKING[method]
 
 # %% ../nbs/06c_plan.ipynb #f3be6616
 def plan(
@@ -124,8 +128,8 @@ def plan(
     shape = shape_of(model)
     dtype = torch.float16 if device == 't4' else pick_dtype('cpu') if device == 'cpu' else torch.bfloat16
     by_hand = device == 'cpu' and method != 'full' and not dropout and shape.config.model_type in ('llama', 'mistral', 'qwen2')
-    def parts_of(method=method, batch=batch, checkpointing=checkpointing): return memory_mb(shape, method, batch, length, r, targets, device, dtype, by_hand, checkpointing)
-    parts, available, speed = parts_of(), _available_mb(device), tokens_per_s(shape, method, length, r, targets, device, dtype, checkpointing)
+    def parts_of(method=method, batch=batch, checkpointing=checkpointing): return memory_mb(shape, method, batch, length, r, targets, device, dtype, by_hand, dropout > 0, checkpointing)
+    parts, available, speed = parts_of(), _available_mb(device), tokens_per_s(shape, method, length, r, targets, device, dtype, by_hand, checkpointing)
     return dict(parts_mb={k: round(v) for k, v in parts.items()}, total_mb=round(sum(parts.values())), available_mb=round(available), fits=sum(parts.values()) < available,
                 tokens_per_s=round(speed), seconds_per_step=round(batch * length / speed, 2), hours=round(tokens / speed / 3600, 2) if tokens else None,
                 advice=_advice(parts_of, method, batch, available))

@@ -20,7 +20,7 @@ from .adapters import adapter_config, fast_dtype
 from .checkpoints import keep_newest, newest_checkpoint, whole_or_none
 from .core import BadInput, Heartbeat, Run, RunFailed, atomic, digest, read_json, write_json
 from .doctor import examine_rows, refuse_faults
-from .kernels import handwritten, keep_freed_memory, labelled_loss
+from .kernels import handwritten, labelled_loss
 from .measures import Meter, response_losses
 from .models import count_parameters
 from .prompts import collate
@@ -180,7 +180,6 @@ def train(
     progress = _Progress(Heartbeat(run, name))
     trainer = _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, lora_plus, report_to)
     refuse_faults(examine_rows(train_rows, tokenizer, trainer.data_collator, text), name)
-    keep_freed_memory()
     before = trainer.evaluate()
     checkpoint = newest_checkpoint(folder)
     if checkpoint: vars(progress).update(read_json(checkpoint/'spent.json'))
