@@ -116,12 +116,14 @@ def test_a_plan_is_told_before_anything_is_loaded(home):
 
 
 def test_a_plan_grows_with_what_costs_memory_and_its_advice_is_true():
-    tiny = shape_of("tiny")
-    def total(*a, **k): return sum(memory_mb(tiny, *a, **k).values())
+    llama = shape_of("tinyllama")
+    def total(*a, **k): return sum(memory_mb(llama, *a, **k).values())
     assert total("full", 4, 64) > total("lora", 4, 64) > total("qlora8", 4, 64) > total("qlora4", 4, 64)
     assert total("lora", 8, 64) > total("lora", 4, 64) > total("lora", 4, 64, checkpointing=True)
     p = plan("tinyllama", "full", "t4", batch=16, length=1024)
-    assert not p["fits"] and "batch" in p["advice"]
+    assert not p["fits"] and p["advice"].startswith("It fits with batch 4 ") and "method lora" in p["advice"]
+    again = plan("tinyllama", "lora", "t4", batch=4, length=1024)
+    assert again["fits"] and again["advice"] == "It fits."
 
 
 def test_a_run_that_is_told_to_stop_saves_and_goes_on(home, tmp_path):
