@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 from .adapters import adapter_config, empty_like
-from .core import BadInput, Run, RunFailed, digest, read_json, read_jsonl, write_json, write_jsonl
+from .core import BadInput, Run, RunFailed, read_json, read_jsonl, write_json, write_jsonl
 from .models import load_tokenizer
 from .training import train
 
@@ -29,7 +29,7 @@ def train_on(
     "`train` on the processes that a launcher starts; the model holds the result, as if it had been trained here."
     launcher = os.environ.get('ZENBOT_LAUNCH', '') if launcher is None else launcher
     if not launcher: return train(run, name, model, tokenizer, train_rows, valid_rows, **settings)
-    if getattr(model, 'is_quantized', False) or getattr(getattr(model, 'get_base_model', lambda: model)(), 'is_quantized', False):
+    if getattr(getattr(model, 'get_base_model', lambda: model)(), 'is_quantized', False):
         raise BadInput('A launcher takes the methods full and lora; train qlora8 and qlora4 in one process.')
     job = run/'launch'/name
     command = shlex.split(launcher)
@@ -37,7 +37,7 @@ def train_on(
     _launch(command, job)
     _assign(model, load_file(job/'trained.safetensors'))
     log = read_json(job/'log.json')
-    shutil.rmtree(job)
+    shutil.rmtree(job.parent)
     return log
 
 def _write_job(job: Path, run: Run, model, tokenizer, train_rows, valid_rows, settings: dict, processes: int):
