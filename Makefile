@@ -11,7 +11,7 @@ demo: .venv/.installed            ## the whole story on two CPU cores
 	$(BIN)/zenbot run demo
 
 # notebooks that train for minutes at their own settings; the tests run them small
-LONG := 07a_lora_choices|08a_medical_tokens|09a_unlearning
+LONG := 08a_medical_tokens|09a_unlearning
 
 test: .venv/.installed-dev        ## every notebook, then every test
 	ZENBOT_HOME=$$(mktemp -d) ZENBOT_BATCH=1 TQDM_DISABLE=1 $(BIN)/nbdev-test nbs --n-workers 1 --do-print --timing --skip-file-re '^([_.]|$(LONG))'

@@ -232,19 +232,28 @@ def memory():
                   f"{planned['tokens_per_s']:14} {done['tokens_per_s']:9.0f}", flush=True)
 
 
-def quality(data: Path, minutes: float, seeds: int):
-    """How many steps fit into the minutes is measured first, since a schedule must know its end."""
+def quality(data: Path, minutes: float, seeds: int, keep: Path):
+    """How many steps fit into the minutes is measured first, since a schedule must know its end. Every finished training is kept in a folder and not repeated."""
+    def trained(file: str, **task) -> dict:
+        path = keep / f"{file}.json"
+        if not path.exists():
+            done = spawn("train", dict(data=str(data), rows=None, **task))
+            keep.mkdir(parents=True, exist_ok=True)
+            path.with_suffix(".tmp").write_text(json.dumps(done))
+            path.with_suffix(".tmp").replace(path)
+        return json.loads(path.read_text())
+
     import numpy as np
     from zenbot.measures import interval
     recipes = {"zenbot": SAME | dict(learning_rate=5e-4, schedule="cosine", warmup=0.03, targets="all-linear", rslora=True), "trl": dict(default=True)}
     steps, per_row = {}, {}
     for name, recipe in recipes.items():
-        trial = spawn("train", dict(name=name, data=str(data), rows=None, valid=2, steps=9, seed=0, recipe=recipe))
+        trial = trained(f"{name}-trial", name=name, valid=2, steps=17, seed=0, recipe=recipe)
         steps[name] = int(minutes * 60 / np.mean([s for s, _ in trial["steps"][1:]]))
-    print(f"steps in {minutes:.0f} minutes, from the rates of 8 steps: {steps}", flush=True)
+    print(f"steps in {minutes:.0f} minutes, from the rates of 16 steps: {steps}", flush=True)
     for seed in range(seeds):
         for name, recipe in recipes.items():
-            done = spawn("train", dict(name=name, data=str(data), rows=None, valid=None, steps=steps[name], seed=seed, recipe=recipe))
+            done = trained(f"{name}-{steps[name]}-{seed}", name=name, valid=None, steps=steps[name], seed=seed, recipe=recipe)
             per_row.setdefault(name, []).append(done)
             print(f"{name:7} seed {seed}: {steps[name]} steps, {sum(t for _, t in done['steps']):,} tokens in {sum(s for s, _ in done['steps']) / 60:.1f} minutes, "
                   f"held-out response loss {sum(done['nats']) / sum(done['counts']):.4f}", flush=True)
@@ -267,10 +276,11 @@ if __name__ == "__main__":
         parser.add_argument("--steps", type=int, default=6)
         parser.add_argument("--minutes", type=float, default=10)
         parser.add_argument("--seeds", type=int, default=3)
+        parser.add_argument("--keep", type=Path, default=Path("runs/bench-quality"), help="folder of finished trainings")
         args = parser.parse_args()
         if args.what == "speed":
             speed(args.data, args.rounds, args.steps)
         elif args.what == "memory":
             memory()
         else:
-            quality(args.data, args.minutes, args.seeds)
+            quality(args.data, args.minutes, args.seeds, args.keep)
