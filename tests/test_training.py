@@ -75,6 +75,23 @@ def test_accumulated_batches_give_the_step_of_one_large_batch(stories, tmp_path)
     assert torch.allclose(*weights, atol=2e-5)
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_each_epoch_sees_every_row_once_in_an_order_of_its_own(stories, tmp_path, monkeypatch, dropout):
+    """By hand the rows are shuffled, under autograd grouped by length; in neither may one epoch repeat the order of another."""
+    from zenbot import training
+    _, tok, rows = stories
+    tok.pad_token_id, seen, loss = 0, [], training.ZenTrainer.compute_loss
+    def watch(self, model, inputs, **kw):
+        seen.append(tuple(sorted(inputs["attention_mask"].sum(1).tolist())))   # the rows have lengths of their own
+        return loss(self, model, inputs, **kw)
+    monkeypatch.setattr(training.ZenTrainer, "compute_loss", watch)
+    model = add_lora(load_model(shared("stories260k"), torch.float32), r=4, dropout=dropout)
+    train(Run(tmp_path), "order", model, tok, rows, rows[:2], epochs=4, batch_size=2, eval_steps=100, report_to="none", text=True)
+    epochs = [seen[i:i + 4] for i in range(0, 16, 4)]
+    assert len(seen) == 16 and all(sorted(n for b in e for n in b) == sorted(len(r["input_ids"]) for r in rows) for e in epochs)
+    assert len({tuple(e) for e in epochs}) > 1
+
+
 def test_a_checkpoint_of_another_training_is_not_taken(stories, tmp_path):
     """Killed, then started with another LoRA scale or another base: the result is that of a fresh run."""
     from zenbot import training

@@ -54,7 +54,7 @@ class ZenTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         "Rows by length where there is padding to save. The order comes from seed and epoch alone: transformers draws it from the global generator, and a run that is resumed within an epoch sees other batches."
         if handwritten(self.model): return super()._get_train_sampler(train_dataset)
-        return _ByLength(self.args.train_batch_size * self.args.gradient_accumulation_steps, [len(r['input_ids']) for r in self.train_dataset], self.args.seed, self.state)
+        return _ByLength(self.args.train_batch_size * self.args.gradient_accumulation_steps, [len(r['input_ids']) for r in self.train_dataset], self.args.seed, lambda: int(self.state.epoch or 0))
 
     def create_optimizer(self, model=None):
         if self.lora_plus == 1: return super().create_optimizer(model)
@@ -88,10 +88,10 @@ class ZenTrainer(Trainer):
 
 class _ByLength(torch.utils.data.Sampler):
     "Positions of the rows in an order that is random between groups of similar length, the same in each attempt at an epoch."
-    def __init__(self, batch_size: int, lengths: list, seed: int, state): self.batch_size, self.lengths, self.seed, self.state = batch_size, lengths, seed, state
+    def __init__(self, batch_size: int, lengths: list, seed: int, epoch): self.batch_size, self.lengths, self.seed, self.epoch = batch_size, lengths, seed, epoch   # epoch: a function that tells it
     def __len__(self): return len(self.lengths)
     def __iter__(self):
-        generator = torch.Generator().manual_seed(self.seed + int(self.state.epoch or 0))
+        generator = torch.Generator().manual_seed(self.seed + self.epoch())
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 # %% ../nbs/07_training.ipynb #5c632eb8
