@@ -61,7 +61,7 @@ def test_what_is_up_to_date_is_not_run_again(smoke, tmp_path):
 
 def test_a_changed_parameter_runs_its_stage_and_what_follows(smoke, tmp_path):
     copy_of(smoke, tmp_path)
-    assert executed(tmp_path, "-p", "pruning.fraction=0.25") == ["pruning", "evaluation"]
+    assert executed(tmp_path, "-p", "pruning.mode=zero", "-p", "pruning.fraction=0.25") == ["pruning", "evaluation"]
     assert read_json(tmp_path / "runs/smoke/results/pruning.json")["wanted"] == 8
 
 

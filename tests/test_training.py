@@ -12,7 +12,9 @@ from zenbot.generation import generate_answers
 from zenbot.measures import interval, response_losses
 from zenbot.models import load_model
 from zenbot.prompts import load_prompter
-from zenbot.pruning import head_importance, head_norms, safe_zero_prune, silence_heads
+from zenbot.pruning import head_norms, safe_zero_prune
+from zenbot.scores import score
+from zenbot.surgery import silence_heads
 from zenbot.stage1 import pack
 from zenbot.adapters import add_lora, merge
 from zenbot.kernels import _ChunkedCrossEntropy
@@ -153,7 +155,7 @@ def test_silencing_all_heads_of_a_layer_is_skipping_its_attention(stories):
 def test_importance_finds_the_heads_that_matter(stories):
     """Silencing the least important heads must hurt less than silencing the most important ones."""
     model, tok, rows = stories
-    importance = head_importance(model, rows)
+    importance = score(model, rows)["heads"]
     ranked = sorted(((l, h) for l in range(5) for h in range(8)), key=lambda lh: importance[lh].item())
     losses = []
     for heads in (ranked[:10], ranked[-10:]):

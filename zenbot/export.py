@@ -29,7 +29,8 @@ def verdict(
 FIGURES = {'leaderboard': ('The leaderboard', 'Points are estimates, bars 95 % intervals.'),
            'stage2_loss': ('Stage 2', 'Training and validation loss of instruction tuning.'),
            'stage1_loss': ('Stage 1', 'Training loss, and loss on documents that were held out.'),
-           'pruning_heads': ('Heads', 'How much each attention head matters; crosses mark the silenced ones.'),
+           'pruning': ('Pruning', 'Loss on validation rows, size and speed of every way to prune, all measured on the same rows.'),
+           'pruning_heads': ('Heads', 'How much each attention head matters; crosses mark those that zeros would silence.'),
            'data_lengths': ('Data', 'Lengths of the training answers.')}
 
 def _talks(run: Run, n: int = 3) -> list:

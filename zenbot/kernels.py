@@ -14,20 +14,28 @@ from .measures import head_weight, hidden_states, select_labelled
 def _losses_to_gradient(
     logits: torch.Tensor,   # (n, vocabulary), in any dtype; overwritten by the gradient of the summed loss
     targets: torch.Tensor,  # (n,)
-) -> torch.Tensor:          # summed cross-entropy, fp32
+    taught: torch.Tensor | None = None,  # (n, vocabulary): logits of a teacher
+    share: float = 0.0,     # of the teacher in the loss
+) -> torch.Tensor:          # summed (1 - share) * cross-entropy + share * KL(teacher || model), fp32
     "Softmax in fp32, on a CPU in pieces of 16 rows, which stay in the cache; no fp32 copy of all logits is ever made."
     total = torch.zeros((), device=logits.device)
     piece = 16 if logits.device.type == 'cpu' else len(logits)
-    for l, t in zip(logits.split(piece), targets.split(piece)):
+    for i, (l, t) in enumerate(zip(logits.split(piece), targets.split(piece))):
         p = torch.log_softmax(l.float(), -1)
-        total -= p.gather(1, t[:, None]).sum()
-        l.copy_(p.exp_().scatter_add_(1, t[:, None], p.new_full((len(t), 1), -1.0)))
+        total -= (1 - share) * p.gather(1, t[:, None]).sum()
+        if taught is not None:
+            logq = torch.log_softmax(taught[i * piece:i * piece + len(t)].float(), -1)
+            q = logq.exp()
+            total += share * (logq.sub_(p).mul_(q)).sum()
+            p = p.exp_().sub_(q, alpha=share)
+        else: p = p.exp_()
+        l.copy_(p.scatter_add_(1, t[:, None], p.new_full((len(t), 1), share - 1.0)))
     return total
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
     "Summed cross-entropy of linear(states, weight), its gradient computed chunk by chunk in the forward pass."
     @staticmethod
-    def forward(ctx, states, weight, targets, chunk, rows=None, ids=None):   # rows: those of the weight that are trained, if not all; ids: where they stand
+    def forward(ctx, states, weight, targets, chunk, rows=None, ids=None, taught=None):   # rows: those of the weight that are trained, if not all; ids: where they stand; taught: (states, weight, share) of a teacher
         total = torch.zeros((), dtype=torch.float32, device=states.device)
         to_states = torch.empty_like(states) if states.requires_grad else None
         to_weight = torch.zeros_like(weight, dtype=torch.float32) if weight.requires_grad else None
@@ -35,7 +43,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         for start in range(0, len(states), chunk):
             s, t = states[start:start + chunk], targets[start:start + chunk]
             grad = F.linear(s, weight)
-            total += _losses_to_gradient(grad, t)
+            total += _losses_to_gradient(grad, t, *(() if taught is None else (F.linear(taught[0][start:start + chunk], taught[1]), taught[2])))
             for i in range(0, len(s) if to_states is not None else 0, 256):   # measured: this product is quickest in pieces of 256 rows
                 torch.mm(grad[i:i + 256], weight, out=to_states[start + i:start + i + len(grad[i:i + 256])])
             if to_weight is not None: to_weight += (grad.T @ s).float()
@@ -48,7 +56,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     def backward(ctx, grad):
         to_states, to_weight, to_rows = ctx.saved_tensors
         return (None if to_states is None else to_states * grad.to(to_states.dtype),
-                None if to_weight is None else (to_weight * grad).to(ctx.dtype), None, None, None if to_rows is None else to_rows * grad, None)
+                None if to_weight is None else (to_weight * grad).to(ctx.dtype), None, None, None if to_rows is None else to_rows * grad, None, None)
 
 def _trained_rows(model) -> tuple:
     "Where only some rows of the output embedding are trained (PEFT's trainable tokens): these rows and their ids."
@@ -212,15 +220,19 @@ class _DecoderLayer(torch.autograd.Function):
 # %% ../nbs/06a_kernels.ipynb #cbdb2885
 def handwritten(model) -> bool:
     "Whether the training step of this model goes through the hand-written layers."
-    base = getattr(model, 'get_base_model', lambda: model)()
-    config, layers = base.config, getattr(base.get_decoder(), 'layers', [])
-    family = {type(layer).__name__ for layer in layers} <= {'LlamaDecoderLayer', 'MistralDecoderLayer', 'Qwen2DecoderLayer'}
-    if not layers or not family or base.device.type != 'cpu': return False
-    plain = config.hidden_act == 'silu' and not getattr(config, 'attention_dropout', 0) and (
-        not getattr(config, 'sliding_window', None) or (hasattr(config, 'use_sliding_window') and not config.use_sliding_window))
+    layers = getattr(_plain_model(model).get_decoder(), 'layers', None) or torch.nn.ModuleList()
     trained = [n for n, p in layers.named_parameters() if p.requires_grad]
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in layers.modules())   # whoever listens inside would hear nothing
-    return plain and bool(trained) and not hooked and all(map(_of_adapter, trained)) and all(map(_plain_lora, layers.modules()))
+    return bool(trained) and all(map(_of_adapter, trained)) and _known(model) and all(map(_plain_lora, layers.modules()))
+
+def _plain_model(model): return getattr(model, 'get_base_model', lambda: model)()
+
+def _known(model) -> bool:
+    "Whether the hand-written layers do what those of this model do, and nobody listens inside, who would hear nothing."
+    base = _plain_model(model)
+    config, layers = base.config, getattr(base.get_decoder(), 'layers', [])
+    if not layers or not {type(layer).__name__ for layer in layers} <= {'LlamaDecoderLayer', 'MistralDecoderLayer', 'Qwen2DecoderLayer'} or base.device.type != 'cpu': return False
+    return config.hidden_act == 'silu' and not getattr(config, 'attention_dropout', 0) and not any(m._forward_hooks or m._forward_pre_hooks for m in layers.modules()) and (
+        not getattr(config, 'sliding_window', None) or (hasattr(config, 'use_sliding_window') and not config.use_sliding_window))
 
 def _of_adapter(name: str) -> bool: return '.lora_A.default.' in name or '.lora_B.default.' in name
 
@@ -233,7 +245,7 @@ def _plain_lora(module) -> bool:
 
 def _labelled_states(model, batch: dict) -> tuple:
     "The final hidden states that predict a labelled token (n, width), and those tokens (n,), by the hand-written layers."
-    base = getattr(model, 'get_base_model', lambda: model)()
+    base = _plain_model(model)
     decoder, keep = base.get_decoder(), batch['attention_mask'].bool()
     lengths = keep.sum(1).tolist()
     targets = F.pad(batch['labels'][:, 1:], (0, 1), value=-100)[keep]   # of each token, the label of the next
@@ -253,12 +265,20 @@ def labelled_loss(
     model,
     batch: dict,        # tensors (rows, length): input_ids, attention_mask, labels
     chunk: int = 1024,  # positions at once
-) -> tuple:             # (summed cross-entropy in nats, number of labelled tokens)
-    "The loss over labelled positions only, equal to that of all logits."
-    if handwritten(model): states, targets = _labelled_states(model, batch)
-    else: states, targets, _ = select_labelled(hidden_states(model, batch), batch['labels'])
+    teacher=None,       # a model with the same vocabulary to learn from
+    share: float = 0.5, # of the teacher in the loss
+) -> tuple:             # (summed nats, number of labelled tokens)
+    "The loss over labelled positions only, equal to that of all logits: cross-entropy, or (1 - share) of it and `share` of KL(teacher || model)."
+    states, targets = _labelled_states(model, batch) if handwritten(model) else select_labelled(hidden_states(model, batch), batch['labels'])[:2]
     weight, rows = head_weight(model), _trained_rows(model)
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
     states, weight = states.to(dtype), weight.to(dtype)
-    return _ChunkedCrossEntropy.apply(states, weight.detach() if rows else weight, targets, chunk, *rows), len(targets)   # detached: 50 rows need no gradient of 49,152
+    taught = None if teacher is None else (*(t.to(dtype) for t in _taught_states(teacher, batch)), share)
+    return _ChunkedCrossEntropy.apply(states, weight.detach() if rows else weight, targets, chunk, *(rows or (None, None)), taught), len(targets)   # detached: 50 rows need no gradient of 49,152
+
+@torch.no_grad()
+def _taught_states(teacher, batch: dict) -> tuple:
+    "What a teacher's last layer says at labelled positions, and its output embedding."
+    states = _labelled_states(teacher, batch)[0] if _known(teacher) else select_labelled(hidden_states(teacher, batch), batch['labels'])[0]
+    return states, head_weight(teacher)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['select_labelled', 'hidden_states', 'head_weight', 'token_losses', 'response_losses', 'labelled_bytes', 'rouge_l',
-           'embed', 'similarity', 'interval', 'Clock', 'Meter', 'peak_memory_mb']
+           'embed', 'similarity', 'interval', 'Clock', 'Meter', 'peak_memory_mb', 'speeds']
 
 # %% ../nbs/06_measures.ipynb #241e4116
 import time
@@ -156,3 +156,23 @@ def peak_memory_mb() -> float:
         memory = psutil.Process().memory_info()
         host = getattr(memory, 'peak_wset', memory.rss) / 1e6
     return host + (torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0)
+
+# %% ../nbs/06_measures.ipynb #4fb4b173
+def speeds(
+    models: list,                # causal models
+    rounds: int = 5,             # of which the medians are taken
+    batch: int = 8, prompt: int = 128, new: int = 32,   # rows, tokens read, tokens written
+) -> list:                       # per model: {'prefill', 'generation': tokens/s, 'prefill_ratio', 'generation_ratio': to the first model, medians of paired rounds}
+    "How fast the models read a batch and how fast they write, measured in turn."
+    ids = torch.randint(3, min(m.config.vocab_size for m in models), (batch, prompt), generator=torch.Generator().manual_seed(0))
+    def seconds(model, tokens):
+        with Clock() as clock, torch.inference_mode():
+            model.generate(input_ids=ids.to(model.device), attention_mask=torch.ones_like(ids).to(model.device), max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False)
+        return clock.seconds
+    for m in models: seconds(m, 2)
+    def round_of(m):
+        first = seconds(m, 1)
+        return np.array([batch * prompt / first, batch * (new - 1) / max(seconds(m, new) - first, 1e-9)])
+    found = np.array([[round_of(m) for m in models] for _ in range(rounds)])   # (rounds, models, 2)
+    median, ratio = np.median(found, 0), np.median(found / found[:, :1], 0)
+    return [dict(prefill=float(v[0]), generation=float(v[1]), prefill_ratio=float(q[0]), generation_ratio=float(q[1])) for v, q in zip(median, ratio)]

@@ -169,7 +169,10 @@ def check_folder(folder: Path) -> Path:
 # %% ../nbs/02_models.ipynb #7878f641
 def load_tokenizer(name: str):
     "A model's tokenizer, padding on the right, with a pad token that is not EOS."
-    return _with_pad(AutoTokenizer.from_pretrained(locate(name), trust_remote_code=False))
+    folder = locate(name)
+    if not any((folder/f).exists() for f in ('tokenizer.json', 'tokenizer.model', 'vocab.json')):
+        raise BadInput(f'{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json there from the model that it was made from.')
+    return _with_pad(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))
 
 def load_model(
     name: str,                          # one of NAMED, a folder, or a Hub id
@@ -211,13 +214,18 @@ def _with_plain_head(model, name):
     if (plain - logits).abs().max() <= 0.02 * logits.abs().max(): return model
     raise BadInput(f"The output layer of '{name}' does more than one matrix product (a bias, soft-capping or scaling), so its loss would be wrong here. Choose a Llama-like model.")
 
-def save_model(model, tokenizer, folder: str | Path):
+def save_model(
+    model, tokenizer,
+    folder: str | Path,
+    beside: dict | None = None,   # name -> text of further files, such as README.md
+):
     "Writes model, tokenizer, chat template and generation config as a plain folder, whole or not at all."
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     with atomic(folder) as tmp:
         model.save_pretrained(tmp)
         tokenizer.save_pretrained(tmp)
+        for name, text in (beside or {}).items(): (tmp/name).write_text(text, encoding='utf-8')
 
 # %% ../nbs/02_models.ipynb #4be79e72
 def count_parameters(model, trainable: bool = False) -> int:

@@ -30,15 +30,15 @@ class ZenTrainer(Trainer):
     "`Trainer` with the labelled-token loss, a token-weighted validation loss, and checkpoints that say when they are whole."
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args, progress, keep, lora_plus, **kwargs):   # keep: how many checkpoints
+    def __init__(self, *args, progress, keep, lora_plus, teaching, **kwargs):   # keep: how many checkpoints; teaching: `teacher` and `share` for the loss
         super().__init__(*args, **kwargs)
         self.model_accepts_loss_kwargs = True   # makes the Trainer count the labelled tokens of each step, over all processes
-        self.progress, self.keep, self.lora_plus = progress, keep, lora_plus
+        self.progress, self.keep, self.lora_plus, self.teaching = progress, keep, lora_plus, teaching
         self.add_callback(progress)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         self.progress.tokens += int(self.accelerator.reduce(inputs['attention_mask'].sum().float()))
-        with fast_dtype(self.model): total, count = self._inside(model, lambda core: labelled_loss(core, inputs))
+        with fast_dtype(self.model): total, count = self._inside(model, lambda core: labelled_loss(core, inputs, **self.teaching))
         return total * self.accelerator.num_processes / (count if num_items_in_batch is None else num_items_in_batch)   # DDP takes the mean of the gradients
 
     def _inside(self, model, call):
@@ -165,20 +165,23 @@ def train(
     seed: int = 0,
     report_to: str = 'tensorboard',  # or 'none', 'wandb', 'trackio'
     text: bool = False,          # rows of plain text, all of it labelled, as in stage 1
+    teacher=None,                # a model with the same vocabulary, whose probabilities are learned too
+    share: float = 0.5,          # of KL(teacher || model) in the loss; the rest is cross-entropy. Validation is cross-entropy alone
     **arguments,                 # any other field of `transformers.TrainingArguments`: save_total_limit, neftune_noise_alpha, adam_beta2…
 ) -> list:                       # the log: an entry per noted step, the last one a summary
     "Trains the model in place, if no row has a fault; goes on from the newest whole checkpoint of the same training, if there is one."
     if not train_rows: raise BadInput(f'{name} has no row to learn from. Raise max_length, or look at the data.')
     rows = [{k: r[k] for k in ('input_ids', 'labels')} for r in train_rows]
+    teaching = {} if teacher is None else dict(teacher=teacher, share=share)
     eval_steps = eval_steps or math.ceil(len(rows) / (batch_size * accumulate))
     batch_size, accumulate = _shared(batch_size, accumulate, int(os.environ.get('WORLD_SIZE', 1)))
     setting = dict(learning_rate=learning_rate, num_train_epochs=epochs, max_steps=max_steps, per_device_train_batch_size=batch_size,
                    gradient_accumulation_steps=accumulate, weight_decay=weight_decay, warmup_steps=warmup, lr_scheduler_type=schedule, seed=seed,
                    eval_steps=eval_steps, save_steps=save_steps or eval_steps, **_best(best, patience), **_known(arguments))
-    folder = run/'checkpoints'/f'{name}-{digest([setting, patience, lora_plus, rows, valid_rows, _identity(model)])[:12]}'
+    folder = run/'checkpoints'/f'{name}-{digest([setting, patience, lora_plus, rows, valid_rows, _identity(model), teaching and [_identity(teacher), share]])[:12]}'
     os.environ['TENSORBOARD_LOGGING_DIR'] = str(run/'tensorboard'/name)
     progress = _Progress(Heartbeat(run, name))
-    trainer = _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, lora_plus, report_to)
+    trainer = _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, lora_plus, report_to, teaching)
     refuse_faults(examine_rows(train_rows, tokenizer, trainer.data_collator, text), name)
     before = trainer.evaluate()
     checkpoint = newest_checkpoint(folder)
@@ -223,7 +226,7 @@ def _best(metric: str, patience: int) -> dict:
     return dict(load_best_model_at_end=True, metric_for_best_model=metric, greater_is_better=not metric.endswith(('loss', 'perplexity'))) if metric else {}
 
 # %% ../nbs/07_training.ipynb #76442be3
-def _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, lora_plus, report_to) -> ZenTrainer:
+def _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, patience, lora_plus, report_to, teaching) -> ZenTrainer:
     "The Trainer, quiet in batch runs, with a progress table where a person looks on."
     batch = bool(os.environ.get('ZENBOT_BATCH'))
     args = TrainingArguments(**(dict(
@@ -234,7 +237,7 @@ def _trainer(model, tokenizer, rows, valid_rows, setting, folder, progress, pati
         | setting | dict(save_total_limit=None)))   # `keep_newest` rotates
     if args.n_gpu > 1: args._n_gpu = 1   # several GPUs are for several processes: see `launch`
     trainer = ZenTrainer(model=model, args=args, train_dataset=rows, eval_dataset=valid_rows, processing_class=tokenizer,
-                         data_collator=lambda rs: collate(rs, tokenizer.pad_token_id), progress=progress, lora_plus=lora_plus, keep=setting.get('save_total_limit') or 2,
+                         data_collator=lambda rs: collate(rs, tokenizer.pad_token_id), progress=progress, lora_plus=lora_plus, teaching=teaching, keep=setting.get('save_total_limit') or 2,
                          callbacks=[EarlyStoppingCallback(patience)] if patience else [])
     trainer.remove_callback(PrinterCallback)
     return trainer
