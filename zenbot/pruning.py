@@ -188,7 +188,7 @@ tags: [pruned, research]
 
 {report['summary']}
 
-| measured on {report['held_rows']} rows that nothing was chosen or trained by | before | after |
+| measured on {report['held_rows']} held-out rows | before | after |
 |---|---|---|
 | response loss, nats per token | {report['loss_before']:.3f} | {report['loss_after']:.3f} |
 | parameters | {report['parameters_before']:,} | {report['parameters_after']:,} |
