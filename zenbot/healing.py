@@ -9,7 +9,7 @@ __all__ = ['refit', 'heal']
 import torch
 from .adapters import add_lora, merge
 from .core import Run
-from .scores import batches, doors, watched
+from .scores import doors, see_inputs
 from .training import train
 
 # %% ../nbs/09f_healing.ipynb #58cf44fb
@@ -18,11 +18,9 @@ def _grams(model, rows: list, pad_token_id: int) -> tuple:
     "X'X of the inputs of every `o_proj` and every `down_proj` over the tokens of the rows, padding not counted; fp32."
     outputs = doors(model)
     grams = tuple([torch.zeros(m.in_features, m.in_features, device=model.device) for m in side] for side in outputs)
-    for batch in batches(rows, model.device, pad_token_id):
-        mask = batch['attention_mask'].bool()
-        def add(gram, x): gram.addmm_(x[mask].float().T, x[mask].float())
-        with watched(outputs[0], lambda i, x: add(grams[0][i], x)), watched(outputs[1], lambda i, x: add(grams[1][i], x)):
-            model.get_decoder()(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)
+    flat = [g for side in grams for g in side]
+    def add(i, x): flat[i].addmm_(x.float().T, x.float())
+    see_inputs(model, [m for side in outputs for m in side], rows, add, pad_token_id)
     return grams
 
 @torch.no_grad()

@@ -10,11 +10,10 @@ import re
 from pathlib import Path
 
 from .core import BadInput
-from .models import check_folder, load_tokenizer
+from .models import MODEL_FILES, check_folder, load_tokenizer
 
 # %% ../nbs/18b_hub.ipynb #1d24c9de
-PUBLIC = ('*.safetensors', '*.safetensors.index.json', 'config.json', 'generation_config.json', 'tokenizer*', '*.jinja', 'special_tokens_map.json', 'added_tokens.json',
-          'vocab.*', 'merges.txt', 'README.md', 'pruning.json', '*.gguf', '*.Modelfile')
+PUBLIC = (*MODEL_FILES, 'README.md', 'pruning.json', '*.gguf', '*.Modelfile')
 
 def files_to_push(
     folder: str | Path,   # a model

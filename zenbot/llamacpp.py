@@ -6,7 +6,8 @@
 __all__ = ['KINDS', 'interleave', 'piece_scores', 'to_gguf', 'frames', 'modelfile']
 
 # %% ../nbs/18a_llamacpp.ipynb #7cd05e4a
-import json, re
+import json, re, tempfile
+from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 from safetensors import safe_open
 from .core import BadInput, atomic, read_json, write_text
 from .models import check_folder, load_tokenizer
+from .prompts import render
 from .surgery import refuse_unprunable
 
 # %% ../nbs/18a_llamacpp.ipynb #5d31446e
@@ -48,12 +50,17 @@ def _stored(array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
     return types.Q8_0 if kind == 'q8_0' and array.shape[-1] % 32 == 0 else types.F16
 
 # %% ../nbs/18a_llamacpp.ipynb #b91f28ae
+def _refuse(config: dict):
+    "`BadInput` for a model whose like cannot be written, before anything is loaded."
+    refuse_unprunable(config)
+    if config['model_type'] == 'mistral' and config.get('sliding_window'): raise BadInput('A sliding window is not carried over: set it to null in config.json if the model was never used beyond it.')
+    rope = (config.get('rope_parameters') or {}).get('rope_type', 'default')
+    if rope not in ('default', 'linear'): raise BadInput(f"Rotary positions of the type '{rope}' are not carried over yet: convert this model with llama.cpp's own converter.")
+
 def _write_shape(writer, config: dict, name: str):
     "What llama.cpp must know before it reads a weight."
     head_dim = config.get('head_dim') or config['hidden_size'] // config['num_attention_heads']
     rope = config.get('rope_parameters') or {}
-    if rope.get('rope_type', 'default') not in ('default', 'linear'):
-        raise BadInput(f"Rotary positions of the type '{rope['rope_type']}' are not carried over yet: convert this model with llama.cpp's own converter.")
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(name)
     writer.add_context_length(config['max_position_embeddings'])
@@ -104,9 +111,12 @@ def _token_types(tokenizer: dict, size: int) -> tuple:
     if unknown in vocab: kinds[vocab[unknown]] = types.UNKNOWN
     return tokens, kinds
 
-def _write_tokenizer(writer, folder: Path, size: int):
+# %% ../nbs/18a_llamacpp.ipynb #f4a0f6a2
+def _begins_with_bos(tokenizer) -> bool: return tokenizer('').input_ids[:1] == [tokenizer.bos_token_id]
+
+def _write_tokenizer(writer, folder: Path, loaded, size: int):   # loaded: the same tokenizer, as transformers has it
     "Tokens, how text is cut into them, the ids that mean something, and the chat template."
-    tokenizer, loaded = read_json(folder/'tokenizer.json'), load_tokenizer(folder)
+    tokenizer = read_json(folder/'tokenizer.json')
     if not tokenizer or tokenizer['model']['type'] != 'BPE': raise BadInput(f'{folder} has no tokenizer.json of the type BPE, which is what can be carried over.')
     merges = [m.split(' ') if isinstance(m, str) else m for m in tokenizer['model']['merges']]
     tokens, types = _token_types(tokenizer, size)
@@ -125,8 +135,7 @@ def _write_tokenizer(writer, folder: Path, size: int):
     for name in ('bos', 'eos', 'unk', 'pad'):
         i = getattr(loaded, f'{name}_token_id')
         if i is not None: getattr(writer, f'add_{name}_token_id')(i)
-    empty = loaded('').input_ids
-    writer.add_add_bos_token(bool(empty) and empty[0] == loaded.bos_token_id)
+    writer.add_add_bos_token(_begins_with_bos(loaded))
     writer.add_add_eos_token(False)
     if loaded.chat_template: writer.add_chat_template(loaded.chat_template)
 
@@ -142,44 +151,39 @@ def to_gguf(
     if kind not in KINDS: raise BadInput(f"There is no kind '{kind}' of GGUF: choose one of {', '.join(KINDS)}.")
     if path.suffix != '.gguf': raise BadInput(f'{path} should end with .gguf, or nobody will recognise it.')
     if kind == 'q4_k_m' and not find_spec('llama_cpp'): raise BadInput('q4_k_m is made by llama.cpp itself: pip install llama-cpp-python (it is compiled for some minutes), or choose q8_0.')
-    refuse_unprunable(config)
-    if config['model_type'] == 'mistral' and config.get('sliding_window'): raise BadInput('A sliding window is not carried over: set it to null in config.json if the model was never used beyond it.')
+    _refuse(config)
+    tokenizer = load_tokenizer(folder)
     with atomic(path) as tmp:
-        if kind == 'q4_k_m': tensors = _by_llama_cpp(folder, config, tmp)
-        else: tensors = _write(folder, config, tmp, kind)
-    write_text(path.with_name(f'{path.stem}.Modelfile'), modelfile(load_tokenizer(folder), path.name))
-    return dict(file=str(path), modelfile=str(path.with_name(f'{path.stem}.Modelfile')), kind=kind, mb=path.stat().st_size / 1e6, tensors=tensors)
+        if kind == 'q4_k_m': _by_llama_cpp(folder, config, tokenizer, tmp)
+        else: _write(folder, config, tokenizer, tmp, kind)
+    write_text(path.with_suffix('.Modelfile'), modelfile(tokenizer, path.name))
+    return dict(file=str(path), modelfile=str(path.with_suffix('.Modelfile')), kind=kind, mb=path.stat().st_size / 1e6,
+                tensors=dict(Counter(t.tensor_type.name for t in gguf.GGUFReader(path).tensors)))
 
-def _write(folder: Path, config: dict, path: Path, kind: str) -> dict:
-    "Writes the file; how many tensors there are of each type."
-    writer, counts = gguf.GGUFWriter(path, 'llama'), {}
+# %% ../nbs/18a_llamacpp.ipynb #0578125f
+def _write(folder: Path, config: dict, tokenizer, path: Path, kind: str):
+    "Writes the file without llama.cpp."
+    writer = gguf.GGUFWriter(path, 'llama')
     _write_shape(writer, config, folder.resolve().name)
     writer.add_file_type(KINDS[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    _write_tokenizer(writer, folder, config['vocab_size'])
+    _write_tokenizer(writer, folder, tokenizer, config['vocab_size'])
     for name, array in _tensors(folder, config):
         stored = _stored(array, kind)
         writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(array), stored), raw_dtype=stored)
-        counts[stored.name] = counts.get(stored.name, 0) + 1
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return counts
 
-def _by_llama_cpp(folder: Path, config: dict, path: Path) -> dict:
+def _by_llama_cpp(folder: Path, config: dict, tokenizer, path: Path):
     "K-quants, by llama.cpp's own code from an fp16 file; rows that are no multiple of 256 get the nearest kind without blocks of 256."
     import llama_cpp
-    with atomic(path.with_name(f'{path.name}.f16')) as whole:
-        _write(folder, config, whole, 'f16')
-        settings = llama_cpp.llama_model_quantize_default_params()
-        settings.ftype, settings.nthread = int(KINDS['q4_k_m']), 0
-        if llama_cpp.llama_model_quantize(str(whole).encode(), str(path).encode(), settings): raise BadInput(f'llama.cpp could not quantise {folder}; q8_0 needs no llama.cpp.')
-        path.with_name(f'{path.name}.f16').touch()
-    path.with_name(f'{path.name}.f16').unlink()
-    counts = {}
-    for t in gguf.GGUFReader(path).tensors: counts[t.tensor_type.name] = counts.get(t.tensor_type.name, 0) + 1
-    return counts
+    settings = llama_cpp.llama_model_quantize_default_params()
+    settings.ftype, settings.nthread = int(KINDS['q4_k_m']), 0
+    with tempfile.TemporaryDirectory(dir=path.parent) as parent:
+        _write(folder, config, tokenizer, Path(parent)/'f16.gguf', 'f16')
+        if llama_cpp.llama_model_quantize(f'{parent}/f16.gguf'.encode(), str(path).encode(), settings): raise BadInput(f'llama.cpp could not quantise {folder}; q8_0 needs no llama.cpp.')
 
 # %% ../nbs/18a_llamacpp.ipynb #d1239293
 def frames(
@@ -211,9 +215,9 @@ def modelfile(
 ) -> str:
     "Ollama's description of the model: file, conversation, where an answer ends."
     lines = [f'FROM ./{file}', f'PARAMETER stop "{tokenizer.eos_token}"']
-    parts = frames(lambda messages, prompt: tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)) if tokenizer.chat_template else {}
+    parts = frames(lambda messages, prompt: render(messages, tokenizer, prompt)) if tokenizer.chat_template else {}
     if not parts: return '\n'.join(lines) + '\n'
-    bos = tokenizer.bos_token if tokenizer('').input_ids[:1] == [tokenizer.bos_token_id] else ''   # which llama.cpp adds itself
+    bos = tokenizer.bos_token if _begins_with_bos(tokenizer) else ''   # which llama.cpp adds itself
     def one(role): return f'{{{{ if eq .Role "{role}" }}}}{parts[role][0].removeprefix(bos)}{{{{ .Content }}}}{parts[role][1]}{{{{ end }}}}'
     body = ''.join(one(role) for role in ('system', 'user', 'assistant') if any(parts[role]))
     lines += [f'TEMPLATE """{{{{ range .Messages }}}}{body}{{{{ end }}}}{parts["prompt"]}"""'] + [f'SYSTEM """{parts["default"]}"""'] * bool(parts['default'])

@@ -18,7 +18,7 @@ from .doctor import fit_rows
 from .duplicates import group
 from .healing import heal, refit
 from .measures import speeds
-from .models import count_parameters, load_model, load_tokenizer, locate, save_model
+from .models import count_parameters, load_model, locate, save_model
 from .prompts import load_prompter, tokenize_rows
 from .rows import load_rows
 from .scores import AXES, doors, score, watched
@@ -99,6 +99,7 @@ def shrink(
                        loss_before=before, loss_cut=cut, loss_after=after, attempts=attempts, counts_before=counts_of(model.config, everything(model)), counts=found['counts'],
                        removed=removed_parts(model.config, found['kept']), tried=found['tried'], curves=found['curves'], healing=log, kept=found['kept'], summary=_in_words(total, wanted, small, found, before, cut, after, heal_steps))
 
+# %% ../nbs/10_pruning.ipynb #7db335e1
 def removed_parts(config, kept: dict) -> list:
     "What went, layer by layer: {'layer', 'gone': whether all of it, 'kv': groups, 'heads': query heads, 'neurons': how many}."
     per_group, table = config.num_attention_heads // config.num_key_value_heads, []
@@ -144,7 +145,6 @@ def load_for_pruning(name: str, data: str, max_length: int = 512) -> tuple:
     "(model, tokenizer, training rows, held-out rows): a tenth of the groups of like rows, at least one and at most 64 rows, is held out."
     folder = locate(name)
     refuse_unprunable(read_json(folder/'config.json'))
-    load_tokenizer(name)
     tokenizer, model = load_prompter(name), load_model(name)
     rows, rejected = load_rows(data)
     if not rows: raise BadInput(f'{data} holds no row that can be used ({len(rejected)} rejected): name a file of prompts and responses.')
@@ -171,7 +171,7 @@ def prune(
     base, tokenizer, rows, held = load_for_pruning(model, data, max_length)
     settings = dict(axes=tuple(axes), method=method, heal_steps=heal_steps, tolerance=tolerance, multiple=multiple, seed=seed)
     small, report = shrink_for_speed(base, tokenizer, rows, held, speedup, **settings) if speedup else shrink(base, tokenizer, rows, held, target_of(base, keep, max_mb), **settings)
-    report |= dict(speed=speeds([base, small]), mb=sum(p.numel() for p in small.parameters()) * small.dtype.itemsize / 1e6, held_rows=len(held))
+    report |= dict(speed=speeds([base, small]), mb=count_parameters(small) * small.dtype.itemsize / 1e6, held_rows=len(held))
     save_model(small, tokenizer, out, {'README.md': _card(model, report), 'pruning.json': json.dumps(report, indent=1)})
     return report
 

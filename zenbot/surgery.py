@@ -12,7 +12,7 @@ import re
 import torch
 from transformers import LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from .core import BadInput
-from .scores import batches, doors, watched
+from .scores import doors, input_norms
 
 # %% ../nbs/09d_surgery.ipynb #e02be47c
 @torch.no_grad()
@@ -130,7 +130,7 @@ def sparsify(
     "Masks, in place, the linear layers of all decoder layers."
     if pattern not in ('unstructured', '2:4'): raise BadInput(f"There is no mask '{pattern}': choose unstructured or 2:4.")
     linear = [m for m in model.get_decoder().layers.modules() if isinstance(m, torch.nn.Linear)]
-    norms = _norms(model, linear, rows, pad_token_id) if rows else [torch.ones(m.in_features, device=model.device) for m in linear]
+    norms = input_norms(model, linear, rows, pad_token_id) if rows else [torch.ones(m.in_features, device=model.device) for m in linear]
     for m, norm in zip(linear, norms):
         worth = m.weight.float().abs() * norm
         if pattern == '2:4':
@@ -140,12 +140,3 @@ def sparsify(
         else: gone = torch.zeros_like(worth, dtype=torch.bool).scatter_(1, worth.argsort(1)[:, :int(share * m.in_features)], True)
         m.weight.masked_fill_(gone, 0)
     return model
-
-def _norms(model, linear: list, rows: list, pad_token_id: int) -> list:
-    "L2 norm of every input of each linear layer over the tokens of the rows."
-    squares = [0.0] * len(linear)
-    for batch in batches(rows, model.device, pad_token_id):
-        mask = batch['attention_mask'].bool()
-        with watched(linear, lambda i, x: squares.__setitem__(i, squares[i] + x[mask].float().square().sum(0))):
-            model.get_decoder()(input_ids=batch['input_ids'], attention_mask=batch['attention_mask'], use_cache=False)
-    return [s.sqrt() for s in squares]
