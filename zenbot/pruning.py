@@ -7,12 +7,12 @@ __all__ = ['head_norms', 'safe_zero_prune', 'shrink', 'removed_parts', 'target_o
            'prune']
 
 # %% ../nbs/10_pruning.ipynb #570a4907
-import copy, json, tempfile
+import copy, json, math, tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
-from .budget import allocate, mean_loss
+from .budget import allocate, cost_curves, mean_loss, smallest_target
 from .core import BadInput, Run, read_json
 from .doctor import fit_rows
 from .duplicates import group
@@ -78,14 +78,16 @@ def shrink(
     tolerance: float | None = None,       # nats per token that the loss on the valid rows may rise; None: no limit
     run: Run | None = None,               # folder for the checkpoints of healing; a temporary one if not given
     calibration_rows: int = 32, multiple: int = 64, learning_rate: float = 1e-3, batch_size: int = 8, seed: int = 0,
+    known: tuple = (),                    # (scores, cost curves) of these calibration rows, if they have been measured already
 ) -> tuple:                               # (smaller model, report)
     "The model without the parts that it misses least; steps back by halves while the tolerance does not hold. The model that was given is not changed."
     refuse_unprunable(model.config.to_dict())
     pad, total, wanted, attempts = tokenizer.pad_token_id, count_parameters(model), target, []
     if not train_rows or not valid_rows: raise BadInput('Pruning needs rows to choose by and held-out rows to judge by: give it more data, or a larger max_length.')
-    before, scores = mean_loss(model, valid_rows, pad), score(model, train_rows[:calibration_rows], method, pad, seed)
+    before, (scores, curves) = mean_loss(model, valid_rows, pad), known or (score(model, train_rows[:calibration_rows], method, pad, seed), None)
     while True:
-        found = allocate(model, scores, train_rows[:calibration_rows], target, axes, multiple, pad_token_id=pad)
+        found = allocate(model, scores, train_rows[:calibration_rows], target, axes, multiple, pad_token_id=pad, curves=curves)
+        curves = found['curves']          # those of the first and smallest target hold for every larger one
         small = remove(refit(copy.deepcopy(model), found['kept'], train_rows[:4 * calibration_rows], pad), found['kept'])
         log, cut = [], mean_loss(small, valid_rows, pad)
         if heal_steps and found['parameters'] < total:
@@ -126,19 +128,27 @@ def target_of(model, keep: float = 0, max_mb: float = 0) -> int:
     if max_mb < 0: raise BadInput(f'max_mb must be positive, not {max_mb:g}.')
     return round(count_parameters(model) * keep) if keep else int(max_mb * 1e6 / model.dtype.itemsize - 10_000)   # a safetensors header and rounding take less
 
-def shrink_for_speed(model, tokenizer, train_rows: list, valid_rows: list, wanted: float, tries: int = 5, **settings) -> tuple:
-    "Bisects the share that stays until writing is `wanted` times as fast; heals once, at the end."
+def shrink_for_speed(
+    model, tokenizer, train_rows: list, valid_rows: list,
+    wanted: float,       # times as fast as the whole model
+    tries: int = 5,      # sizes whose speed is measured
+    axes: tuple = AXES, method: str = 'gradient', calibration_rows: int = 32, multiple: int = 64, seed: int = 0,
+    **settings,          # as for `shrink`
+) -> tuple:              # as for `shrink`
+    "Bisects the share that stays until writing is `wanted` times as fast; refits and heals once, at the end."
     if wanted <= 1: raise BadInput(f'speedup must be above 1, not {wanted:g}.')
-    total, low, high, measured = count_parameters(model), 0.3, 1.0, {}
-    unhealed = settings | dict(heal_steps=0, tolerance=None)
+    rows, total, measured = train_rows[:calibration_rows], count_parameters(model), {}
+    low, high = max(0.3, smallest_target(model, axes, multiple) / total), 1.0
+    scores = score(model, rows, method, tokenizer.pad_token_id, seed)
+    curves = cost_curves(model, scores, rows, math.ceil(total * low), axes, multiple, pad_token_id=tokenizer.pad_token_id)
     for i in range(tries):
         share = low if not i else (low + high) / 2
-        small = shrink(model, tokenizer, train_rows, valid_rows, round(total * share), **unhealed)[0]
-        measured[share] = speeds([model, small])[1]['generation_ratio']
+        kept = allocate(model, scores, rows, math.ceil(total * share), axes, multiple, pad_token_id=tokenizer.pad_token_id, curves=curves)['kept']
+        measured[share] = speeds([model, remove(copy.deepcopy(model), kept)])[1]['generation_ratio']
         if measured[share] < wanted and not i: raise BadInput(f'{wanted:g} times as fast is out of reach: with {share:.0%} of its parameters this model writes {measured[share]:.2f} times as fast. Ask for less, or allow other axes.')
         if measured[share] >= wanted: low = share
         else: high = share
-    small, report = shrink(model, tokenizer, train_rows, valid_rows, round(total * low), **settings)
+    small, report = shrink(model, tokenizer, train_rows, valid_rows, math.ceil(total * low), axes, method, calibration_rows=calibration_rows, multiple=multiple, seed=seed, known=(scores, curves), **settings)
     return small, report | dict(speed_wanted=wanted, speed_tried={f'{k:.3f}': v for k, v in measured.items()})
 
 def load_for_pruning(name: str, data: str, max_length: int = 512) -> tuple:
