@@ -1,6 +1,6 @@
 """What is a smaller model worth: quality, size and speed at 90, 80 and 70 % of the parameters, by our scores and by two others.
 
-    python benchmarks/pruning.py [--data DIR] [--keep DIR] [--steps 150]   # about two hours; what is finished is kept and not repeated
+    python benchmarks/pruning.py [--data DIR] [--keep DIR] [--steps 40]   # three hours and more; what is finished is kept and not repeated
     python benchmarks/pruning.py --budgets 0.8 --methods gradient          # one point
     pip install llama-cpp-python && python benchmarks/pruning.py gguf      # does llama.cpp say the same? Minutes, after the above
 
@@ -65,7 +65,7 @@ def cut(task: dict) -> dict:
     from zenbot.prompts import load_prompter
     from zenbot.pruning import shrink, target_of
     rows, model, tok = token_rows(Path(task["data"]), "train"), load_model(task["model"]), load_prompter(task["model"])
-    small, report = shrink(model, tok, rows, rows[-32:], target_of(model, task["keep"]), method=task["method"], seed=task["seed"])   # nothing is chosen by the held-out rows
+    small, report = shrink(model, tok, rows, rows[-32:], target_of(model, task["keep"]), method=task["method"], seed=task["seed"], calibration_rows=16)   # nothing is chosen by the held-out rows
     save_model(small, tok, task["out"])
     return held_out(small, task["data"]) | {k: report[k] for k in ("counts", "parameters_before", "parameters_after")}
 
@@ -129,7 +129,7 @@ def parity(task: dict) -> dict:
 ROLES = dict(tune=tune, measure=measure, cut=cut, heal=healed, pace=pace, peak=peak, parity=parity)
 
 
-def once(keep: Path, name: str, role: str, **task) -> dict:
+def once(keep: Path, name: str, role: str, /, **task) -> dict:
     """The result of a child process, kept in a file and not repeated."""
     path = keep / f"{name}.json"
     if not path.exists():
@@ -199,7 +199,7 @@ if __name__ == "__main__":
         parser.add_argument("what", nargs="?", choices=("quality", "gguf"), default="quality")
         parser.add_argument("--data", type=Path, default=DATA)
         parser.add_argument("--keep", type=Path, default=Path("runs/bench-pruning"), help="folder of models and results")
-        parser.add_argument("--steps", type=int, default=150, help="of healing")
+        parser.add_argument("--steps", type=int, default=40, help="of healing")
         parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
         parser.add_argument("--methods", nargs="+", default=METHODS)
         parser.add_argument("--seed", type=int, default=0)
