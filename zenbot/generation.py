@@ -6,7 +6,7 @@
 __all__ = ['rules', 'next_tokens', 'batches', 'generate_answers', 'generate_answer', 'stream_answer']
 
 # %% ../nbs/05_generation.ipynb #cce124f4
-import os, time
+import os, time, zlib
 
 import torch
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
@@ -64,17 +64,16 @@ def next_tokens(
         logits = decoder.read(tokens[:, None], torch.ones_like(tokens[:, None]))
 
 # %% ../nbs/05_generation.ipynb #596c2200
-def _write(model, tokenizer, prompts: list, max_new_tokens: int, choose, seeds: list) -> list:
-    "Answers for one batch of prompts (lists of token ids), with the seconds since the batch began."
-    said, first, ended, start = [[] for _ in prompts], None, {}, time.perf_counter()
-    for step in next_tokens(model, prompts, tokenizer.eos_token_id, max_new_tokens, choose, seeds):
+def _write(model, tokenizer, prompts: list, max_new_tokens: int, choose, seeds: list, note):
+    "Answers one batch of prompts (lists of token ids); calls `note` with the place and the answer as each one ends. Seconds are since the batch began."
+    said, first, start, eos = [[] for _ in prompts], None, time.perf_counter(), tokenizer.eos_token_id
+    for step in next_tokens(model, prompts, eos, max_new_tokens, choose, seeds):
         now = round(time.perf_counter() - start, 4)
         first = now if first is None else first
         for i, token in step.items():
             said[i].append(token)
-            ended[i] = now
-    texts = tokenizer.batch_decode(said, skip_special_tokens=True)
-    return [dict(answer=text.strip(), tokens=len(t), finished=t[-1] == tokenizer.eos_token_id, first_token_seconds=first, seconds=ended[i]) for i, (text, t) in enumerate(zip(texts, said))]
+            if token == eos or len(said[i]) == max_new_tokens:
+                note(i, dict(answer=tokenizer.decode(said[i], skip_special_tokens=True).strip(), tokens=len(said[i]), finished=token == eos, first_token_seconds=first, seconds=now))
 
 def batches(
     lengths: list,                # tokens of each prompt
@@ -98,16 +97,17 @@ def generate_answers(
     temperature: float = 0.0,        # 0 = greedy
     top_p: float = 1.0,
     repetition_penalty: float = 1.0,
-    seed: int = 0,                   # for sampling
-    show=lambda done, total: None,   # called after every batch
+    seed: int = 0,                   # for sampling; a question's draws depend on it and on the question, and on nothing else
+    note=lambda place, answer: None, # called as each answer ends
 ) -> list:                           # dicts: answer, tokens (its EOS counts), finished (EOS came), first_token_seconds, seconds (of that row in its batch)
     "Answers in the order of the conversations; computed in batches of similar length."
-    prompts = [tokenizer(render(c, tokenizer, True), add_special_tokens=False)['input_ids'] for c in conversations]
-    results, choose = [None] * len(prompts), rules(temperature, top_p, repetition_penalty)
+    texts = [render(c, tokenizer, True) for c in conversations]
+    prompts, results, choose = [tokenizer(t, add_special_tokens=False)['input_ids'] for t in texts], [None] * len(texts), rules(temperature, top_p, repetition_penalty)
     for chosen in batches([*map(len, prompts)], max_new_tokens, batch_size, batch_tokens):
-        written = _write(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens, choose, [seed + i for i in chosen])
-        for i, result in zip(chosen, written): results[i] = result
-        show(sum(r is not None for r in results), len(results))
+        def end(i, answer):
+            results[chosen[i]] = answer
+            note(chosen[i], answer)
+        _write(model, tokenizer, [prompts[i] for i in chosen], max_new_tokens, choose, [seed + zlib.crc32(texts[i].encode()) for i in chosen], end)
     return results
 
 # %% ../nbs/05_generation.ipynb #a410be79
@@ -133,8 +133,9 @@ def stream_answer(
     seed: int = 0,
 ):                                    # -> iterator of str
     "The answer in pieces, as they come."
-    ids, said, shown = tokenizer(render(_as_messages(question), tokenizer, True), add_special_tokens=False)['input_ids'], [], ''
-    for step in next_tokens(model, [ids], tokenizer.eos_token_id, max_new_tokens, rules(temperature, top_p, repetition_penalty), [seed]):
+    prompt, said, shown = render(_as_messages(question), tokenizer, True), [], ''
+    ids = tokenizer(prompt, add_special_tokens=False)['input_ids']
+    for step in next_tokens(model, [ids], tokenizer.eos_token_id, max_new_tokens, rules(temperature, top_p, repetition_penalty), [seed + zlib.crc32(prompt.encode())]):
         said.append(step[0])
         text = tokenizer.decode(said, skip_special_tokens=True).lstrip()
         if text.endswith('\ufffd'): continue   # half of a character: its other bytes come with the next token
