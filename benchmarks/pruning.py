@@ -145,7 +145,7 @@ def once(keep: Path, name: str, role: str, /, **task) -> dict:
 def apart(a: dict, b: dict, groups) -> str:
     """a - b in nats per token, paired, with its interval."""
     import numpy as np
-    from zenbot.measures import interval
+    from zenbot.statistics import interval
     d = interval(np.array(a["nats"]) - np.array(b["nats"]), np.array(a["counts"]), groups=groups)
     return f"{d['value']:+.4f} [{d['low']:+.4f}, {d['high']:+.4f}]"
 

@@ -260,7 +260,7 @@ def quality(data: Path, minutes: float, seeds: int, keep: Path):
         return json.loads(path.read_text())
 
     import numpy as np
-    from zenbot.measures import interval
+    from zenbot.statistics import interval
     recipes = {"zenbot": SAME | dict(learning_rate=5e-4, schedule="cosine", warmup=0.03, targets="all-linear", rslora=True), "trl": dict(default=True)}
     steps, per_row = {}, {}
     for name, recipe in recipes.items():

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from zenbot.core import Run
 from zenbot.generation import generate_answers
-from zenbot.measures import interval, response_losses
+from zenbot.measures import response_losses
 from zenbot.models import load_model
 from zenbot.prompts import load_prompter
 from zenbot.pruning import head_norms, safe_zero_prune
@@ -181,9 +181,3 @@ def test_batched_answers_equal_single_ones():
     batched = generate_answers(model, tok, questions, max_new_tokens=16, batch_size=5)
     single = [generate_answers(model, tok, [q], max_new_tokens=16)[0] for q in questions]
     assert [b["answer"] for b in batched] == [s["answer"] for s in single] and [b["tokens"] for b in batched] == [s["tokens"] for s in single]
-
-
-def test_an_interval_draws_whole_groups():
-    values, groups = np.repeat(np.arange(10.0), 20), np.repeat(np.arange(10), 20)
-    rows, whole = interval(values), interval(values, groups=groups)
-    assert rows["value"] == whole["value"] and whole["high"] - whole["low"] > 3 * (rows["high"] - rows["low"]), "twenty copies of a row are one row"

