@@ -67,7 +67,7 @@ def cut(task: dict) -> dict:
     rows, model, tok = token_rows(Path(task["data"]), "train"), load_model(task["model"]), load_prompter(task["model"])
     small, report = shrink(model, tok, rows, rows[-32:], target_of(model, task["keep"]), method=task["method"], seed=task["seed"], calibration_rows=16)   # nothing is chosen by the held-out rows
     save_model(small, tok, task["out"])
-    return held_out(small, task["data"]) | {k: report[k] for k in ("counts", "parameters_before", "parameters_after")}
+    return held_out(small, task["data"]) | dict(shape=report["counts"], parameters_before=report["parameters_before"], parameters_after=report["parameters_after"])
 
 
 def healed(task: dict) -> dict:
@@ -168,7 +168,7 @@ def quality(data: Path, keep: Path, budgets, methods, steps: int, seed: int) -> 
             name = f"{method}-{share}-{seed}"
             chopped = once(keep, f"cut-{name}", "cut", model=tuned, keep=share, method=method, seed=seed, out=str(keep / f"cut-{name}"), **same)
             found[method] = mended = once(keep, f"heal-{name}-{steps}", "heal", model=str(keep / f"cut-{name}"), teacher=tuned, steps=steps, seed=seed, out=str(keep / f"heal-{name}-{steps}"), **same)
-            print(f"{share:.0%} {method:10} {chopped['counts']}: {loss(chopped):.4f} cut, {loss(mended):.4f} after {steps} steps ({mended['seconds'] / 60:.1f} min); "
+            print(f"{share:.0%} {method:10} {chopped['shape']}: {loss(chopped):.4f} cut, {loss(mended):.4f} after {steps} steps ({mended['seconds'] / 60:.1f} min); "
                   f"against the base {apart(mended, base, groups)}; keeps {(loss(base) - loss(mended)) / (loss(base) - loss(whole)):.0%} of the gain", flush=True)
             if method != methods[0]:
                 print(f"    {methods[0]} - {method}: {apart(found[methods[0]], mended, groups)} healed", flush=True)
