@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Memo', 'answer_rows']
 
-# %% ../nbs/10b_answers.ipynb #18bf4ace
+# %% ../nbs/10b_answers.ipynb #f27919e3
 import json, os
 from pathlib import Path
 
@@ -15,10 +15,10 @@ from .measures import Clock, Meter, response_losses
 from .models import count_parameters, load_model, locate, size_mb
 from .prompts import load_prompter, render, tokenize_rows
 
-# %% ../nbs/10b_answers.ipynb #5e9b6079
+# %% ../nbs/10b_answers.ipynb #87aae55b
 class Memo:
     "Key -> JSON value, in a file that only grows, a line an entry; a line that was cut off by a kill is not believed."
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path = os.devnull):   # nothing is kept if not given
         self.path, self.known = Path(path), {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_bytes().split(b'\n') if self.path.exists() else [b'']
@@ -35,10 +35,10 @@ class Memo:
         with open(self.path, 'ab') as f:
             f.write(b'\n' * self.torn + json.dumps([key, value], ensure_ascii=False).encode() + b'\n')
             f.flush()
-            os.fsync(f.fileno())
+            if self.path != Path(os.devnull): os.fsync(f.fileno())
         self.known[key], self.torn = value, False
 
-# %% ../nbs/10b_answers.ipynb #48bfaa24
+# %% ../nbs/10b_answers.ipynb #946ce010
 def answer_rows(
     model_name: str,       # named model, folder or Hub id
     rows: list,            # canonical rows; the last answer of each is the reference
@@ -46,25 +46,29 @@ def answer_rows(
     tokenizer=None,        # the model's own if not given
     max_length: int = 512, # tokens of question and reference for the loss
     batch_size: int = 64,  # answers at once, at most
+    general: list = (),    # canonical rows of which only the loss is wanted
     show=lambda done, total: None,
     **decoding,            # as for `generate_answers`
-) -> tuple:                # (per row {'answer', 'tokens', 'finished', 'first_token_seconds', 'seconds', 'nats', 'labelled'}, {'model_sha256', 'parameters', 'size_mb', 'truncated', 'tokens_per_s', 'peak_memory_mb', 'written'})
+) -> tuple:                # (per row {'answer', 'tokens', 'finished', 'first_token_seconds', 'seconds', 'nats', 'labelled'}, {'model_sha256', 'parameters', 'size_mb', 'truncated', 'general_loss', 'tokens_per_s', 'peak_memory_mb', 'written'})
     "Answers and losses of one model, of which only those that are not known yet are computed."
     folder, tokenizer = locate(model_name), tokenizer or load_prompter(model_name)
     who = digest([sha256(folder), tokenizer.chat_template, tokenizer.eos_token])
     tokens, counted = tokenize_rows(rows, tokenizer, max_length, last_only=True)
     asked = [digest([who, 'answer', render(r['messages'][:-1], tokenizer, True), decoding]) for r in rows]
-    judged = [digest([who, 'loss', t['input_ids'], t['labels']]) for t in tokens]
-    facts, missing, unjudged = digest([who, 'facts', decoding]), _new(asked, memo), _new(judged, memo)
-    if missing or unjudged or facts not in memo:
+    read = tokens + tokenize_rows(general, tokenizer, max_length, last_only=True)[0]
+    judged = [digest([who, 'loss', t['input_ids'], t['labels']]) for t in read]
+    facts, missing, unread = digest([who, 'facts', decoding]), _new(asked, memo), _new(judged, memo)
+    if missing or unread or facts not in memo:
         with Meter() as meter:
             model = load_model(model_name)
             pace = _write_missing(model, tokenizer, rows, asked, missing, memo, batch_size, show, **decoding)
-            for i, n, c in zip(unjudged, *response_losses(model, [tokens[i] for i in unjudged], pad_token_id=tokenizer.pad_token_id)): memo.put(judged[i], [float(n), int(c)])
+            for i, n, c in zip(unread, *response_losses(model, [read[i] for i in unread], pad_token_id=tokenizer.pad_token_id)): memo.put(judged[i], [float(n), int(c)])
         memo.put(facts, dict(parameters=count_parameters(model), peak_memory_mb=round(meter.peak_mb), tokens_per_s=pace or memo.known.get(facts, {}).get('tokens_per_s')))
     show(len(rows), len(rows))
-    found = [memo[a] | dict(zip(('nats', 'labelled'), memo[j])) for a, j in zip(asked, judged)]
-    return found, memo[facts] | dict(model_sha256=who, size_mb=round(size_mb(folder), 2), truncated=counted['truncated'], written=len(missing))
+    losses = [memo[j] for j in judged]
+    found = [memo[a] | dict(nats=n, labelled=c) for a, (n, c) in zip(asked, losses)]
+    other = [sum(v) for v in zip(*losses[len(rows):])]
+    return found, memo[facts] | dict(model_sha256=who, size_mb=round(size_mb(folder), 2), truncated=counted['truncated'], general_loss=other[0] / other[1] if other and other[1] else None, written=len(missing))
 
 def _new(keys: list, memo: Memo) -> list:
     "Places of keys that are not known, each key once."

@@ -10,20 +10,21 @@ import base64, json
 from pathlib import Path
 
 from .core import BadInput, Run, package_dir, read_json, write_text
+from .leaderboard import cost_table, quality_table, read_board, tested
 
 # %% ../nbs/18_export.ipynb #b5a3dd9f
 def verdict(
-    board: list,  # from `evaluation.summarise`
+    board: list,  # from `leaderboard.read_board`
 ) -> str:
     "What the leaderboard says about the base and the tuned model, in words that its intervals allow."
-    base, tuned = board[0], next(e for e in board if e['model'] == 'stage 2')
+    tuned = next(e for e in board if e['model'] == 'stage 2')
+    for e in (board[0], tuned):
+        if 'error' in e: return f"{e['model']} could not be measured: {e['error']}"
     metric, unit = ('response_loss', 'token') if 'response_loss_vs_base' in tuned else ('loss_per_byte', 'byte')   # bytes where the two cut the answers into other tokens
     gain, n = tuned[f'{metric}_vs_base'], tuned['n']
-    text = f"On {n} held-out rows the tuned model's response loss is {tuned[metric]['value']:.3f} nats per {unit}, the base's {base[metric]['value']:.3f}: "
+    text = f"On {n} held-out rows the tuned model's response loss is {tuned[metric]['value']:.3f} nats per {unit}, the base's {board[0][metric]['value']:.3f}: "
     if gain['low'] is None: return text + 'too few rows for an interval.'
-    spread = f"{gain['value']:+.3f}, 95 % interval {gain['low']:+.3f} to {gain['high']:+.3f}"
-    if gain['high'] < 0: return text + f'an improvement ({spread}).'
-    return text + (f'worse ({spread}).' if gain['low'] > 0 else f'a tie ({spread}).')
+    return text + {'better': 'an improvement', 'worse': 'worse', 'tie': 'a tie'}[gain['verdict']] + f' ({tested(gain).rpartition(":")[0]}).'
 
 # %% ../nbs/18_export.ipynb #2f4045b9
 FIGURES = {'leaderboard': ('The leaderboard', 'Points are estimates, bars 95 % intervals.'),
@@ -33,30 +34,29 @@ FIGURES = {'leaderboard': ('The leaderboard', 'Points are estimates, bars 95 % i
            'pruning_heads': ('Heads', 'How much each attention head matters; crosses mark those that zeros would silence.'),
            'data_lengths': ('Data', 'Lengths of the training answers.')}
 
-def _talks(run: Run, n: int = 3) -> list:
-    "(question, reference, [(model, answer)]) of the first test rows."
-    rows = read_json(run/'results/test_results.json')
-    first = list(dict.fromkeys(r['id'] for r in rows))[:n]
-    by_id = {i: [r for r in rows if r['id'] == i] for i in first}
-    return [(rs[0]['prompt'], rs[0]['expected'], [(r['model'], r['generated']) for r in rs if r['model'] != 'stage 1']) for rs in by_id.values()]
+def _talks(run: Run) -> list:
+    "(question, reference, [(model, answer)]) of every test row."
+    talks = {}
+    for r in read_json(run/'results/test_results.json'): talks.setdefault(r['id'], (r['prompt'], r['expected'], []))[2].append((r['model'], r['generated']))
+    return list(talks.values())
 
 def _facts(run: Run) -> dict:
     "Everything that the page and the card say, read from the run's files."
-    record, board = run.record, read_json(run/'results/leaderboards_full.json')
+    record, board = run.record, read_board(run/'results')
     if not board: raise BadInput(f'{run.path} has no leaderboard yet: finish the run first (zenbot run {record.get("profile", "demo")} --run {run.path}).')
     images = [(*FIGURES[name], base64.b64encode((run/f'figures/{name}.png').read_bytes()).decode()) for name in FIGURES if (run/f'figures/{name}.png').exists()]
-    return dict(name=run.path.name, record=record, minutes=sum(s['seconds'] for s in record['stages'].values()) / 60, verdict=verdict(board['models']),
-                table=board['table'], figures=images, talks=_talks(run), card=read_json(run/'data/card.json'),
-                pruning=read_json(run/'results/pruning.json'), base=record['stages']['stage1']['parameters']['model'].split('/')[-1], n=board['n'],
+    return dict(name=run.path.name, record=record, minutes=sum(s['seconds'] for s in record['stages'].values()) / 60, verdict=verdict(board),
+                table=quality_table(board), costs=cost_table(board), figures=images, talks=_talks(run), card=read_json(run/'data/card.json'),
+                pruning=read_json(run/'results/pruning.json'), base=record['stages']['stage1']['parameters']['model'].split('/')[-1], n=board[0].get('n', 0),
                 parameters=json.dumps({s: e['parameters'] for s, e in record['stages'].items()}, indent=1), environment=json.dumps(record['stages']['evaluation']['environment'], indent=1))
 
 def write_report(
     run: str | Path | Run,  # a run folder with results
 ) -> Path:                  # of the page
-    "Writes `report.html` and `MODEL_CARD.md` from the files of the run."
+    "Writes `report.html`, `answers.html` and `MODEL_CARD.md` from the files of the run."
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     run = Run(run)
     env = Environment(loader=FileSystemLoader(package_dir()/'templates'), undefined=StrictUndefined, autoescape=lambda name: '.html' in name, trim_blocks=False)
     facts = _facts(run)
-    for page in ('report.html', 'MODEL_CARD.md'): write_text(run/page, env.get_template(f'{page}.jinja').render(facts))
+    for page in ('report.html', 'answers.html', 'MODEL_CARD.md'): write_text(run/page, env.get_template(f'{page}.jinja').render(facts))
     return run/'report.html'

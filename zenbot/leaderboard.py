@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['MEASURES', 'column', 'differences', 'summarise', 'number', 'tested', 'quality_table', 'cost_table',
-           'plot_leaderboard', 'in_original_shape']
+           'plot_leaderboard', 'in_original_shape', 'read_board']
 
 # %% ../nbs/11c_leaderboard.ipynb #01fc20b6
 import math
 from pathlib import Path
 
 import numpy as np
-from .core import atomic
+from .core import atomic, read_json
 from .statistics import compare, detectable, interval, length_controlled, spread
 from .texts import distinct_n
 
@@ -128,3 +128,7 @@ def in_original_shape(
     out = {'metrics': [entry(e, {}) | e for e in board]}
     for judge, models in judged.items(): out[judge] = [entry(e, {}) | models[e['model']] for e in board if e['model'] in models]
     return out
+
+def read_board(results: str | Path) -> list:
+    "The entries of the leaderboard in a folder of results; none where there is no leaderboard."
+    return read_json(Path(results)/'leaderboards_full.json', {}).get('metrics', [])

@@ -32,7 +32,7 @@ STAGES = (
           ('tinyllama-medical-pretrained', 'stage1_merged', 'results/stage1_training_log.json', 'results/base.json')),
     Stage('stage2', '09_stage2.ipynb', (*_DATA[:2], 'stage1_merged', 'results/base.json'), ('lora_adapters', 'stage2_merged', 'results/training_log.json')),
     Stage('pruning', '10_pruning.ipynb', (*_DATA[:2], 'stage2_merged'), ('final_merged_pruned', 'results/pruning.json')),
-    Stage('evaluation', '12_evaluation.ipynb', ('data/test.jsonl', 'stage1_merged', 'stage2_merged', 'final_merged_pruned'),
+    Stage('evaluation', '12_evaluation.ipynb', ('data/test.jsonl', 'data/train.jsonl', 'stage1_merged', 'stage2_merged', 'final_merged_pruned'),
           ('results/leaderboards_full.json', 'results/metrics.json', 'results/test_results.json')),
 )
 NAMES = tuple(s.name for s in STAGES)
