@@ -21,7 +21,7 @@ def usual_answer(train_rows: list) -> str:
     keys = [answer_key(r) for r in train_rows]
     top, times = Counter(keys).most_common(1)[0]
     if times > 1: return answers[keys.index(top)]
-    words = TfidfVectorizer(token_pattern=r'(?u)\S+').fit_transform(keys)
+    words = TfidfVectorizer(token_pattern=r'(?u)\S+').fit_transform([k or '-' for k in keys])   # a text without a word would leave nothing to weigh
     return answers[int(np.argmax((words @ np.asarray(words.sum(0)).T).round(9)))]
 
 def _asked_and_answered(row: dict) -> tuple:

@@ -42,9 +42,9 @@ def embed(texts: list) -> np.ndarray | None:
 
 def similarity(answers: list, references: list) -> np.ndarray:
     "Cosine of MiniLM embeddings per pair; NaN where no embedding model can be had. An empty answer scores 0."
-    a, r = embed(answers), embed(references)
-    if a is None: return np.full(len(answers), np.nan)
-    return np.where([bool(t.strip()) for t in answers], (a * r).sum(1), 0.0)
+    vectors = embed([*answers, *references])
+    if vectors is None or not len(answers): return np.full(len(answers), np.nan)
+    return np.where([bool(t.strip()) for t in answers], (vectors[:len(answers)] * vectors[len(answers):]).sum(1), 0.0)
 
 # %% ../nbs/06e_texts.ipynb #272c69f3
 def token_match(answers: list, references: list) -> np.ndarray:
