@@ -15,6 +15,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "counsel_chat"
@@ -46,11 +47,16 @@ def tune(task: dict) -> dict:
     return dict(seconds=log[-1]["seconds"])
 
 
-def held_out(model, data: str) -> dict:
-    """Nats and labelled tokens of every held-out row."""
+def held_out(model, data: str, tok=None) -> dict:
+    """Nats of every held-out answer, and its labelled tokens by the tokenizer of SmolLM2, whatever the model's own."""
     from zenbot.measures import response_losses
-    nats, counts = response_losses(model.eval(), token_rows(Path(data), "valid"))
-    return dict(nats=nats.tolist(), counts=counts.tolist())
+    from zenbot.prompts import tokenize_rows
+    from zenbot.rows import load_rows
+    old = token_rows(Path(data), "valid")
+    ids = {r["id"] for r in old}
+    new = tokenize_rows([r for r in load_rows(Path(data) / "valid.jsonl")[0] if r["id"] in ids], tok, 1024)[0] if tok else old
+    assert [r["id"] for r in new] == [r["id"] for r in old]
+    return dict(nats=response_losses(model.eval(), new)[0].tolist(), counts=[sum(label != -100 for label in r["labels"][1:]) for r in old])
 
 
 def measure(task: dict) -> dict:
@@ -68,6 +74,19 @@ def cut(task: dict) -> dict:
     small, report = shrink(model, tok, rows, rows[-32:], target_of(model, task["keep"]), method=task["method"], seed=task["seed"], calibration_rows=16)   # nothing is chosen by the held-out rows
     save_model(small, tok, task["out"])
     return held_out(small, task["data"]) | dict(shape=report["counts"], parameters_before=report["parameters_before"], parameters_after=report["parameters_after"])
+
+
+def worded(task: dict) -> dict:
+    """The vocabulary first, then the other axes by gradient scores, and healing, in one go."""
+    from zenbot.models import load_model, save_model
+    from zenbot.prompts import load_prompter
+    from zenbot.pruning import shrink_with_vocabulary, target_of
+    from zenbot.rows import load_rows
+    rows, model, tok = load_rows(Path(task["data"]) / "train.jsonl")[0], load_model(task["model"]), load_prompter(task["model"])
+    start = time.time()
+    small, short, report = shrink_with_vocabulary(model, tok, rows[:-32], rows[-32:], target_of(model, task["keep"]), seed=task["seed"], heal_steps=task["steps"], calibration_rows=16)
+    save_model(small, short, task["out"])
+    return held_out(small, task["data"], short) | dict(shape=report["counts"]) | {k: report[k] for k in ("vocabulary", "loss_before", "loss_cut", "loss_after", "parameters_before", "parameters_after")} | dict(seconds=time.time() - start)
 
 
 def healed(task: dict) -> dict:
@@ -126,7 +145,7 @@ def parity(task: dict) -> dict:
 
 # ---- what the parent does with it ----
 
-ROLES = dict(tune=tune, measure=measure, cut=cut, heal=healed, pace=pace, peak=peak, parity=parity)
+ROLES = dict(tune=tune, measure=measure, cut=cut, worded=worded, heal=healed, pace=pace, peak=peak, parity=parity)
 
 
 def once(keep: Path, name: str, role: str, /, **task) -> dict:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['head_norms', 'safe_zero_prune', 'shrink', 'removed_parts', 'target_of', 'shrink_for_speed', 'load_for_pruning',
-           'prune']
+           'tokens_of', 'shrink_with_vocabulary', 'prune']
 
 # %% ../nbs/10_pruning.ipynb #570a4907
 import copy, json, math, tempfile
@@ -19,10 +19,11 @@ from .duplicates import group
 from .healing import heal, refit
 from .measures import speeds
 from .models import count_parameters, load_model, locate, save_model
-from .prompts import load_prompter, tokenize_rows
+from .prompts import load_prompter, render, tokenize_rows
 from .rows import load_rows
 from .scores import AXES, doors, score, watched
 from .surgery import counts_of, everything, refuse_unprunable, remove, restore_heads, silence_heads
+from .vocabulary import choose_vocabulary, trim_vocabulary, vocabulary_bounds
 
 # %% ../nbs/10_pruning.ipynb #34590736
 @torch.no_grad()
@@ -151,8 +152,8 @@ def shrink_for_speed(
     small, report = shrink(model, tokenizer, train_rows, valid_rows, math.ceil(total * low), axes, method, calibration_rows=calibration_rows, multiple=multiple, seed=seed, known=(scores, curves), **settings)
     return small, report | dict(speed_wanted=wanted, speed_tried={f'{k:.3f}': v for k, v in measured.items()})
 
-def load_for_pruning(name: str, data: str, max_length: int = 512) -> tuple:
-    "(model, tokenizer, training rows, held-out rows): a tenth of the groups of like rows, at least one and at most 64 rows, is held out."
+def load_for_pruning(name: str, data: str) -> tuple:
+    "(model, tokenizer, training rows, held-out rows), the rows canonical: a tenth of the groups of like rows, at least one and at most 64 rows, is held out."
     folder = locate(name)
     refuse_unprunable(read_json(folder/'config.json'))
     tokenizer, model = load_prompter(name), load_model(name)
@@ -160,10 +161,42 @@ def load_for_pruning(name: str, data: str, max_length: int = 512) -> tuple:
     if not rows: raise BadInput(f'{data} holds no row that can be used ({len(rejected)} rejected): name a file of prompts and responses.')
     groups = group(rows)
     held = set(list(dict.fromkeys(groups))[::10])
-    tokens = [(g in held, row) for g, row in zip(groups, tokenize_rows(rows, tokenizer, max_length)[0]) if fit_rows([row])[0]]
-    return model, tokenizer, [row for out, row in tokens if not out], [row for out, row in tokens if out][:64]
+    return model, tokenizer, [r for g, r in zip(groups, rows) if g not in held], [r for g, r in zip(groups, rows) if g in held][:64]
+
+def tokens_of(rows: list, tokenizer, max_length: int) -> list:
+    "Token rows of canonical rows; those whose answer would be cut away are left out."
+    return fit_rows(tokenize_rows(rows, tokenizer, max_length)[0])[0]
 
 # %% ../nbs/10_pruning.ipynb #1c1a856b
+def shrink_with_vocabulary(
+    model, tokenizer, rows: list, held: list,   # rows canonical
+    target: int, max_length: int = 512,
+    axes: tuple = AXES, method: str = 'gradient', tolerance: float | None = None, calibration_rows: int = 32, multiple: int = 64, seed: int = 0,
+    **settings,       # as for `shrink`
+) -> tuple:           # (smaller model, its tokenizer, report; losses in nats per token of the old tokenizer)
+    "First the vocabulary, of the size that leaves the least expected loss under the whole budget; then what is left of the budget from the other axes."
+    before, seen = tokens_of(held, tokenizer, max_length), tokens_of(rows, tokenizer, max_length)[:calibration_rows]
+    if not before or not seen: raise BadInput('Pruning needs rows to choose by and held-out rows to judge by: give it more data, or a larger max_length.')
+    scores, whole, loss = score(model, seen, method, tokenizer.pad_token_id, seed), count_parameters(model), mean_loss(model, before, tokenizer.pad_token_id)
+    curves = cost_curves(model, scores, seen, max(target, smallest_target(model, axes, multiple)), axes, multiple, pad_token_id=tokenizer.pad_token_id)
+    tried = choose_vocabulary(model, tokenizer, rows, target, curves, axes, multiple, calibration_rows, max_length)
+    if tried[0]['expected'] == float('inf'): raise BadInput(f'The budget of {target:,} parameters cannot be met, not even with the smallest vocabulary that was tried. Ask for less.')
+    size = tried[0]['size']
+    if size < vocabulary_bounds(tokenizer)[1]: model, short = trim_vocabulary(model, tokenizer, [render(r['messages'], tokenizer) for r in rows], size)
+    else: short = tokenizer
+    after = tokens_of(held, short, 2 * max_length)
+    ratio = _labels(after) / _labels(tokens_of(held, tokenizer, 2 * max_length))   # new tokens for an old one
+    left = None if tolerance is None else max(0.0, (loss + tolerance - mean_loss(model, after, short.pad_token_id) * ratio) / ratio)
+    small, report = shrink(model, short, tokens_of(rows, short, max_length), after, max(target, smallest_target(model, axes, multiple)), axes, method, tolerance=left, calibration_rows=calibration_rows,
+                           multiple=multiple, seed=seed, known=(scores, curves), **settings)
+    losses = dict(loss_before=loss, loss_cut=report['loss_cut'] * ratio, loss_after=report['loss_after'] * ratio)
+    words = f' {size:,} of {vocabulary_bounds(tokenizer)[1]:,} tokens are kept, and a text takes {ratio:.3f} times as many.'
+    return small, short, report | losses | dict(axes=['vocab', *axes], tolerance=tolerance, parameters_before=whole, parameters_wanted=target, vocabulary=dict(size=size, tokens_per_old_token=ratio, tried=tried),
+        summary=_in_words(whole, target, small, report, losses['loss_before'], losses['loss_cut'], losses['loss_after'], settings.get('heal_steps', 0)) + words)
+
+def _labels(rows: list) -> int: return sum(label != -100 for r in rows for label in r['labels'][1:])
+
+# %% ../nbs/10_pruning.ipynb #a241d9c4
 def prune(
     model: str,                  # a Llama or Mistral: one of `models.NAMED`, a folder, or a Hub id
     out: str | Path,             # a new folder
@@ -178,9 +211,14 @@ def prune(
     "Writes a smaller model that plain transformers loads, with a card of what was measured; or nothing at all."
     if sum(map(bool, (keep, max_mb, speedup))) != 1: raise BadInput('Give one budget: keep (a share of the parameters), max_mb (a file size) or speedup (how many times as fast).')
     if Path(out).exists(): raise BadInput(f'{out} exists already: name a new folder, so that nothing is overwritten.')
-    base, tokenizer, rows, held = load_for_pruning(model, data, max_length)
-    settings = dict(axes=tuple(axes), method=method, heal_steps=heal_steps, tolerance=tolerance, multiple=multiple, seed=seed)
-    small, report = shrink_for_speed(base, tokenizer, rows, held, speedup, **settings) if speedup else shrink(base, tokenizer, rows, held, target_of(base, keep, max_mb), **settings)
+    base, tokenizer, rows, held = load_for_pruning(model, data)
+    axes, words = tuple(a for a in axes if a != 'vocab'), 'vocab' in axes
+    if words and speedup: raise BadInput('A speed is searched over heads, kv, mlp and layers: leave vocab out, or give keep or max_mb.')
+    settings = dict(axes=axes or AXES, method=method, heal_steps=heal_steps, tolerance=tolerance, multiple=multiple, seed=seed)
+    if words: small, tokenizer, report = shrink_with_vocabulary(base, tokenizer, rows, held, target_of(base, keep, max_mb), max_length, **settings)
+    else:
+        learned, judged = (tokens_of(r, tokenizer, max_length) for r in (rows, held))
+        small, report = shrink_for_speed(base, tokenizer, learned, judged, speedup, **settings) if speedup else shrink(base, tokenizer, learned, judged, target_of(base, keep, max_mb), **settings)
     report |= dict(speed=speeds([base, small]), mb=count_parameters(small) * small.dtype.itemsize / 1e6, held_rows=len(held))
     save_model(small, tokenizer, out, {'README.md': _card(model, report), 'pruning.json': json.dumps(report, indent=1)})
     return report
@@ -200,7 +238,7 @@ tags: [pruned, research]
 
 | measured on {report['held_rows']} held-out rows | before | after |
 |---|---|---|
-| response loss, nats per token | {report['loss_before']:.3f} | {report['loss_after']:.3f} |
+| response loss, nats per token{' of the old tokenizer' if 'vocabulary' in report else ''} | {report['loss_before']:.3f} | {report['loss_after']:.3f} |
 | parameters | {report['parameters_before']:,} | {report['parameters_after']:,} |
 | reading a batch of 8 x 128 tokens | 1 | {fast['prefill_ratio']:.2f} times as fast |
 | writing 8 answers at once | 1 | {fast['generation_ratio']:.2f} times as fast |
