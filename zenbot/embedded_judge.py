@@ -34,7 +34,7 @@ def load_pairs(
     "Labelled pairs; labels may be ours, SNLI's words or the Hub's numbers (0, 1, 2), and rows without a label are left out."
     def take(row):
         reference, answer = row.get('premise', row.get('reference')), row.get('hypothesis', row.get('answer'))
-        label = _NAMES.get(row.get('label')) if isinstance(row.get('label'), (str, int)) else None
+        label = _NAMES.get(row.get('label')) if isinstance(row.get('label'), (str, int)) and not isinstance(row['label'], bool) else None
         return dict(question=str(row.get('question') or ''), reference=reference, answer=answer, label=label) if label and isinstance(reference, str) and isinstance(answer, str) else None
     return _pick(source, take, 'premise, hypothesis and label')
 

@@ -7,6 +7,7 @@ __all__ = ['RIGHT', 'CONTROLS', 'PADDING', 'INJECTIONS', 'FRAMES', 'BAR', 'LEAST
            'audit_rows', 'sum_up', 'audit_judge', 'audit_table', 'agreement', 'audit_judges']
 
 # %% ../nbs/11c_judge_audit.ipynb #80a6965b
+import warnings
 from collections import Counter
 from itertools import combinations
 from pathlib import Path
@@ -109,11 +110,11 @@ def sum_up(
 
 # %% ../nbs/11c_judge_audit.ipynb #a5309678
 def _ask(judge, cases: list) -> list:
-    "The verdicts on some cases; `ValueError` if the judge does not keep to the protocol."
+    "The verdicts on some cases; `BadInput` if the judge does not keep to the protocol."
     verdicts = judge([{k: c[k] for k in ('question', 'reference', 'answer')} for c in cases])
-    if not isinstance(verdicts, list) or len(verdicts) != len(cases): raise ValueError('it does not give one verdict a row')
+    if not isinstance(verdicts, list) or len(verdicts) != len(cases): raise BadInput('it does not give one verdict a row')
     bad = next((v for v in verdicts if not isinstance(v, dict) or v.get('label') not in (*LABELS, 'unparsed')), None)
-    if bad is not None: raise ValueError(f'it gives a verdict that is none: {str(bad)[:80]}')
+    if bad is not None: raise BadInput(f'it gives a verdict that is none: {str(bad)[:80]}')
     return verdicts
 
 def audit_judge(
@@ -128,11 +129,10 @@ def audit_judge(
     try:
         for c, v in zip(cases, _ask(judge, cases)): c.update(label=v['label'], strength=_strength(v), error=v.get('error'))
         part = [c for c in cases if c['row'] < again]
-        for key, order in (('again', part), ('swapped', part[::-1])):
+        for key, order in (('again', part), ('swapped', part[::-1])) if part else ():
             for c, v in zip(order, _ask(judge, order)): c[key] = v['label']
-    except BadInput: raise
-    except Exception as e:
-        return dict(rows=len(rows), controls={}, bar=bar or BAR, usable=False, reasons=[f'it broke: {type(e).__name__}' + (f': {e}' if type(e) is ValueError else '')], cases=[])
+    except Exception as e:   # of foreign errors the kind only: who knows what their words hold
+        return dict(rows=len(rows), controls={}, bar=bar or BAR, usable=False, reasons=[str(e) if isinstance(e, BadInput) else f'it broke: {type(e).__name__}'], cases=[])
     return sum_up(cases, bar, seed) | dict(cases=cases)
 
 # %% ../nbs/11c_judge_audit.ipynb #d74c986b
@@ -145,7 +145,8 @@ def audit_table(reports: dict):
 # %% ../nbs/11c_judge_audit.ipynb #a2796350
 def _or_none(compute):
     "A statistic, or None where it is not defined (no row that both judged, or one label only)."
-    with np.errstate(all='ignore'):
+    with np.errstate(all='ignore'), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
         try: value = float(compute())
         except (ValueError, ZeroDivisionError): return None
     return value if np.isfinite(value) else None
