@@ -11,7 +11,7 @@ import pytest
 from conftest import shared
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from zenbot.core import BadInput, read_json, read_jsonl, write_jsonl
+from zenbot.core import BadInput, read_json, read_jsonl, write_json, write_jsonl
 from zenbot.judge_audit import BAR, CONTROLS, INJECTIONS, PADDING, RIGHT, agreement, audit_judge, audit_judges, audit_rows, is_right, load_judge, plant, sum_up
 from zenbot.judges import LABELS, QUALITY, ROBUSTNESS, auc_interval, judge_prompt, make_verdict, parse_verdict
 
@@ -242,7 +242,7 @@ def test_an_estimate_has_no_price_of_its_own_and_what_was_used_is_counted(server
     assert judge.spent == dict(calls=1, tokens=127, cost=pytest.approx(134e-6))
 
 
-@pytest.mark.parametrize("url", ["", "ftp://x/v1", "https://me:secret@example.org/v1", "http://example.org/v1", "https://", "http://[x"])
+@pytest.mark.parametrize("url", ["", "ftp://x/v1", "https://me:secret@example.org/v1", "http://example.org/v1", "https://", "http://[x", "https://exämple.org/v1", "https://a b/v1"])
 def test_an_address_that_is_none_or_would_show_the_key_is_refused(server, url):
     with pytest.raises(BadInput) as e:
         load_judge("openai:m", base_url=url or " ")
@@ -444,6 +444,27 @@ def test_training_twice_gives_the_same_judge(trained, tmp_path):
     for name in "ab":
         train_judge(tmp_path / name, trained[0] / "pairs.jsonl", epochs=1, batch_size=16, max_rows=60)
     assert sha256(tmp_path / "a/model.safetensors") == sha256(tmp_path / "b/model.safetensors")
+
+
+def test_courtesies_are_set_aside_unless_there_is_nothing_else():
+    from zenbot.embedded_judge import claims, set_aside
+    parts = claims("Thank you for asking! Coffee late harms sleep.\n\n...\nGood night.")
+    assert parts == ["Thank you for asking!", "Coffee late harms sleep.", "Good night."]
+    assert set_aside(parts, [0.02, 0.8, 0.1]) == parts[1:2] and set_aside(parts, [0.0, 0.1, -0.2]) == parts == set_aside(parts, None)
+    assert claims(" ... ") == [] and len(claims("Yes. " * 10_000)) == 40
+
+
+@pytest.mark.parametrize("rows, expected", [   # a lookup in place of the encoder: what is tested is what is made of the sentences' verdicts
+    ("Coffee harms. Thank you!", "consistent"), ("Thank you! Coffee helps.", "hallucinated"), ("Coffee harms. Coffee helps.", "hallucinated"), ("Coffee costs.", "unknown"), ("Coffee costs. Coffee harms.", "consistent")])
+def test_an_answer_is_what_its_sentences_are(monkeypatch, tmp_path, rows, expected):
+    from zenbot import embedded_judge
+    write_json(tmp_path / "judge.json", dict(consistency=dict(rows=1), relevance=None, max_length=8))
+    chance = {"harms": [0.9, 0.05, 0.05], "helps": [0.05, 0.9, 0.05], "costs": [0.1, 0.1, 0.8], "you": [0.1, 0.8, 0.1]}
+    monkeypatch.setattr(embedded_judge, "_encoder", lambda folder: (None, type("M", (), dict(eval=lambda self: self))()))
+    monkeypatch.setattr(embedded_judge, "_chances", lambda tokenizer, model, pairs, length: np.array([next(v for k, v in chance.items() if k in c) for _, c in pairs]).reshape(-1, 3))
+    monkeypatch.setattr(embedded_judge, "_cosine", lambda references, parts: np.array([0.5 if "Coffee" in c else 0.0 for c in parts]))
+    verdicts = embedded_judge.embedded_judge(tmp_path)([ROW | dict(answer=rows), ROW | dict(answer=""), ROW | dict(answer="Coffee harms. Good for you. Coffee harms.")])
+    assert [v["label"] for v in verdicts] == [expected, "unknown", "consistent"]
 
 
 def test_no_reference_crosses_the_split():

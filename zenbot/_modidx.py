@@ -190,6 +190,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'zenbot.embedded_judge.load_pairs': ('embedded_judge.html#load_pairs', 'zenbot/embedded_judge.py'),
                                        'zenbot.embedded_judge.measure_consistency': ( 'embedded_judge.html#measure_consistency',
                                                                                       'zenbot/embedded_judge.py'),
+                                       'zenbot.embedded_judge.set_aside': ('embedded_judge.html#set_aside', 'zenbot/embedded_judge.py'),
                                        'zenbot.embedded_judge.split_pairs': ('embedded_judge.html#split_pairs', 'zenbot/embedded_judge.py'),
                                        'zenbot.embedded_judge.train_judge': ( 'embedded_judge.html#train_judge',
                                                                               'zenbot/embedded_judge.py')},

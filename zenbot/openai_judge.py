@@ -47,7 +47,7 @@ def _check_url(base_url: str) -> str:
     "The base URL without its last slash; `BadInput` if it is none, or would carry the key in clear."
     with suppress(ValueError):
         parts = urlsplit(base_url)
-        if parts.scheme in ('http', 'https') and parts.hostname and not parts.username:
+        if parts.scheme in ('http', 'https') and parts.hostname and not parts.username and base_url.isascii() and base_url.isprintable() and ' ' not in base_url:
             if parts.scheme == 'https' or _is_near(parts.hostname) or not _read_key(): return base_url.rstrip('/')
             raise BadInput(f'{base_url} would carry the key in clear: use https, or unset OPENAI_API_KEY.')
     raise BadInput('The base URL of a judge is an http(s) address without a user name, such as https://api.openai.com/v1: check OPENAI_BASE_URL.')
