@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from zenbot.core import BadInput
 from zenbot.generation import generate_answers
 from zenbot.harness import question_of, to_inspect, to_lm_eval
-from zenbot.measures import response_losses, rouge_l
+from zenbot.measures import response_losses
+from zenbot.texts import rouge
 from zenbot.models import load_model, save_model
 from zenbot.prompts import load_prompter, render, tokenize_rows
 from zenbot.rows import load_rows
@@ -89,4 +90,4 @@ def test_lm_eval_finds_our_numbers(rows, tmp_path, monkeypatch, template):
     assert [s["response_nats"] for s in by_row["zenbot_counsel_loss"]] == pytest.approx(nats, rel=1e-5)
     answers = [a["answer"] for a in generate_answers(model, tok, [r["messages"][:-1] for r in rows], 24, 1)]
     assert [s["resps"][0][0].strip() for s in by_row["zenbot_counsel"]] == answers
-    assert [s["rougeL_f"] for s in by_row["zenbot_counsel"]] == pytest.approx(rouge_l(answers, [r["messages"][-1]["content"] for r in rows]))
+    assert [s["rougeL_f"] for s in by_row["zenbot_counsel"]] == pytest.approx(rouge(answers, [r["messages"][-1]["content"] for r in rows])["rougeL_f"].tolist())
