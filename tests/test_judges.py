@@ -406,7 +406,7 @@ def toy_pairs(n: int) -> list:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    from zenbot.measures import embed
+    from zenbot.texts import embed
     if embed(["x"]) is None:
         pytest.skip("MiniLM is not installed")
     from zenbot.embedded_judge import train_judge

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'judge_app', 'run', 'status', 'notebooks', 'audit', 'doctor', 'evaluate', 'judge_train', 'judge_audit',
-           'plan', 'train', 'prune', 'export', 'work', 'main']
+           'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'work', 'main']
 
 # %% ../nbs/20_cli.ipynb #70e8547a
 import json, os, shutil, sys, time
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
-from .core import BadInput, Run, RunFailed, read_json
+from .core import BadInput, RunFailed, home, read_json
 
 # %% ../nbs/20_cli.ipynb #0eac9e9a
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -273,6 +273,32 @@ def judge_audit(
     found = audit_judges({j: load_judge(j) for j in judges}, audit_rows(data, rows, seed), out, seed=seed)
     if as_json: print(json.dumps(found))
     else: print(audit_table(found['judges']).to_string())
+
+# %% ../nbs/20_cli.ipynb #9c5cfb6b
+@app.command()
+def verify(run: Annotated[Path, typer.Argument(help='A run folder, or one that `zenbot evaluate` wrote.')], as_json: Json = False):
+    "Derive every reported number and hash again from the raw files; exit 1 where one differs."
+    from zenbot.export import pages
+    from zenbot.verify import verify as differences
+    found = differences(run, pages(run) if (home()/run/'report.html').exists() else {})
+    if as_json: print(json.dumps(dict(run=str(run), verified=not found, differences=found)))
+    elif found: _print_table([dict(file=d['file'], where=d['where'], says=str(d['said'])[:60], follows=str(d['found'])[:60]) for d in found], sys.stdout, True)
+    else: print(f'{run}: every number follows from its rows, every file is the one that was made.')
+    if found: raise typer.Exit(1)
+
+@app.command()
+def rerun(
+    run: Annotated[Path, typer.Argument(help='A finished run.')],
+    new: Annotated[Path, typer.Option('--run', help='A new folder for the repetition.')],
+    as_json: Json = False,
+):
+    "Repeat a run with its recorded parameters and compare; exit 1 where something that no clock decides differs."
+    from zenbot.pipeline import NAMES
+    from zenbot.verify import rerun as again
+    with (_Bars(NAMES) if sys.stderr.isatty() and not as_json else _Lines(sys.stderr)) as show: found = again(run, new, show)
+    if as_json: print(json.dumps(dict(run=str(run), again=str(new), files=found)))
+    else: _print_table([dict(file=f['file'], outcome='the same' if f['same'] else 'DIFFERS') for f in found], sys.stdout)
+    if not all(f['same'] for f in found): raise typer.Exit(1)
 
 # %% ../nbs/20_cli.ipynb #23c21a77
 @app.command()

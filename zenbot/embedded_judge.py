@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from .core import BadInput, atomic, digest, read_json, sha256, write_json, write_jsonl
 from .judges import LABELS, auc_interval, check_rows, make_verdict
-from .measures import embed, interval
+from .statistics import interval
+from .texts import embed
 from .models import pick_dtype
 from .rows import read_rows
 

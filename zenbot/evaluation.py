@@ -102,6 +102,7 @@ def evaluate(
         show((i + 1) * len(rows), len(labels) * len(rows))
     board = _board(labels, results, totals, failed, general, seed)
     if not results: raise BadInput(f'None of the models could be measured. {labels[0]}: {failed[labels[0]]}')
+    write_json(out/'settings.json', dict(seed=seed, max_length=max_length, decoding=decoding))
     _write(out, board, results, judge_all(judges, planted, results, out, seed))
     return board
 

@@ -16,7 +16,7 @@ import numpy as np
 from .core import BadInput, write_json, write_jsonl
 from .embedded_judge import embedded_judge, load_pairs
 from .judges import LABELS, auc_interval, check_rows, model_judge
-from .measures import interval
+from .statistics import interval
 from .openai_judge import openai_judge
 from .rows import load_rows, read_rows
 
