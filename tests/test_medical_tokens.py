@@ -297,7 +297,7 @@ def test_bytes_are_those_of_the_labelled_text():
 
 def test_models_with_unequal_words_are_compared_per_byte(smoke):
     """The smoke run adds words; the base does not know them, so a difference per token would mean nothing."""
-    board = {e["model"]: e for e in read_json(smoke / "results/leaderboards_full.json")["models"]}
+    board = {e["model"]: e for e in read_json(smoke / "results/leaderboards_full.json")["metrics"]}
     rows = read_json(smoke / "results/test_results.json")
     by_model = {m: [r for r in rows if r["model"] == m] for m in board}
     assert [r["bytes"] for r in by_model["base"]] == [r["bytes"] for r in by_model["stage 2"]]

@@ -12,7 +12,9 @@ import psutil
 import pytest
 from conftest import STAGES, zenbot
 
+from zenbot.baselines import BASELINES
 from zenbot.core import read_json, read_jsonl, sha256
+from zenbot.leaderboard import read_board
 
 
 def executed(home: Path, *args) -> list:
@@ -29,24 +31,26 @@ def copy_of(smoke: Path, home: Path) -> Path:
 def test_every_stage_leaves_what_it_promises(smoke):
     for name in ["run.json", "report.html", "MODEL_CARD.md", "data/card.json", "tinyllama-medical-pretrained/adapter_model.safetensors",
                  "lora_adapters/adapter_model.safetensors", "final_merged_pruned/model.safetensors", "final_merged_pruned/chat_template.jinja",
-                 "results/training_log.json", "results/leaderboards_full.json", "figures/leaderboard.png", "notebooks/09_stage2.ipynb"]:
+                 "results/training_log.json", "results/leaderboards_full.json", "answers.html", "figures/leaderboard.png", "notebooks/09_stage2.ipynb"]:
         assert (smoke / name).stat().st_size > 0, name
     assert [s for s, e in read_json(smoke / "run.json")["stages"].items() if e["status"] == "done"] == STAGES
     assert (smoke / "data/rejected.jsonl").exists() and not [p for p in smoke.rglob(".*.tmp*")], "nothing half-written"
 
 
 def test_every_leaderboard_entry_has_intervals_and_a_paired_difference(smoke):
-    board = read_json(smoke / "results/leaderboards_full.json")["models"]
-    assert [e["model"] for e in board] == ["base", "stage 1", "stage 2", "pruned"]
-    for e in board:
+    board = read_board(smoke / "results")
+    models, tricks = board[:4], board[4:]
+    assert [e["model"] for e in models] == ["base", "stage 1", "stage 2", "pruned"] and [e["model"] for e in tricks] == list(BASELINES)
+    for e in models:
         assert e["response_loss"]["low"] < e["response_loss"]["value"] < e["response_loss"]["high"]
         assert e["size_mb"] > 0 and e["tokens_per_s"] > 0 and e["peak_memory_mb"] > 0
-    assert all("loss_per_byte_vs_base" in e for e in board[1:])
+    assert all("loss_per_byte_vs_base" in e for e in models[1:])
+    assert all({"value", "low", "high", "p", "p_holm", "verdict"} <= set(e["similarity_vs_base"]) for e in board[1:])
 
 
 def test_the_leaderboard_follows_from_the_answers_on_disk(smoke):
     rows = read_json(smoke / "results/test_results.json")
-    for e in read_json(smoke / "results/leaderboards_full.json")["models"]:
+    for e in read_board(smoke / "results")[:4]:
         mine = [r for r in rows if r["model"] == e["model"]]
         assert len(mine) == e["n"]
         assert e["response_loss"]["value"] == pytest.approx(sum(r["nats"] for r in mine) / sum(r["tokens"] for r in mine))

@@ -49,7 +49,7 @@ def answer_rows(
     general: list = (),    # canonical rows of which only the loss is wanted
     show=lambda done, total: None,
     **decoding,            # as for `generate_answers`
-) -> tuple:                # (per row {'answer', 'tokens', 'finished', 'first_token_seconds', 'seconds', 'nats', 'labelled'}, {'model_sha256', 'parameters', 'size_mb', 'truncated', 'general_loss', 'tokens_per_s', 'peak_memory_mb', 'written'})
+) -> tuple:                # (per row {'answer', 'tokens', 'finished', 'first_token_seconds', 'seconds', 'nats', 'labelled'}, {'model_sha256', 'parameters', 'size_mb', 'rows_cut', 'general_loss', 'tokens_per_s', 'peak_memory_mb', 'written'})
     "Answers and losses of one model, of which only those that are not known yet are computed."
     folder, tokenizer = locate(model_name), tokenizer or load_prompter(model_name)
     who = digest([sha256(folder), tokenizer.chat_template, tokenizer.eos_token])
@@ -68,7 +68,7 @@ def answer_rows(
     losses = [memo[j] for j in judged]
     found = [memo[a] | dict(nats=n, labelled=c) for a, (n, c) in zip(asked, losses)]
     other = [sum(v) for v in zip(*losses[len(rows):])]
-    return found, memo[facts] | dict(model_sha256=who, size_mb=round(size_mb(folder), 2), truncated=counted['truncated'], general_loss=other[0] / other[1] if other and other[1] else None, written=len(missing))
+    return found, memo[facts] | dict(model_sha256=who, size_mb=round(size_mb(folder), 2), rows_cut=counted['truncated'], general_loss=other[0] / other[1] if other and other[1] else None, written=len(missing))
 
 def _new(keys: list, memo: Memo) -> list:
     "Places of keys that are not known, each key once."

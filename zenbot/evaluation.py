@@ -49,7 +49,7 @@ def benchmark_model(
     general: list = (),               # canonical rows on which only the loss is measured
     show=lambda done, total: None,
     **decoding,                       # as for `generate_answers`
-) -> tuple:                           # (per-row results, {'general_loss', 'parameters', 'size_mb', 'tokens_per_s', 'peak_memory_mb', 'truncated', 'written', 'model_sha256'})
+) -> tuple:                           # (per-row results, {'general_loss', 'parameters', 'size_mb', 'tokens_per_s', 'peak_memory_mb', 'rows_cut', 'written', 'model_sha256'})
     "Response loss and generated answers of one model on every row."
     tokenizer = tokenizer or load_prompter(model_name)
     found, facts = answer_rows(model_name, dataset, memo or Memo(), tokenizer, max_length, batch_size, general, show, **decoding)
