@@ -2,13 +2,15 @@
 
     python benchmarks/pruning.py [--data DIR] [--keep DIR] [--steps 40]   # three hours and more; what is finished is kept and not repeated
     python benchmarks/pruning.py --budgets 0.8 --methods gradient          # one point
-    pip install llama-cpp-python && python benchmarks/pruning.py gguf      # does llama.cpp say the same? Minutes, after the above
+    python benchmarks/pruning.py speed                                     # size, speed and memory of ours, afterwards and with nothing else running
+    pip install llama-cpp-python && python benchmarks/pruning.py gguf      # does llama.cpp say the same? Minutes
 
 SmolLM2-135M is tuned on counsel_chat (stage 2: one epoch, all-linear rsLoRA), then pruned to each budget by gradient, magnitude and random scores, everything else equal: the same search
-for the mixture of axes, the same least-squares refit, the same healing (distillation from the tuned model). Loss is that of held-out answers in nats per token; differences are paired over
+for the mixture of axes, the same least-squares refit, the same healing (distillation from the tuned model). `vocabulary` is gradient with the table of words as a fifth axis. Loss is that of held-out answers in nats per token; differences are paired over
 rows, with 95 % bootstrap intervals over groups of questions. Speed and memory are measured afterwards, one model a process, whole and pruned in turn, and printed as ratios.
 """
 import argparse
+import itertools
 import json
 import os
 import resource
@@ -19,7 +21,7 @@ import time
 from pathlib import Path
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "counsel_chat"
-BUDGETS, METHODS = (0.9, 0.8, 0.7), ("gradient", "magnitude", "random")
+BUDGETS, METHODS = (0.9, 0.8, 0.7), ("vocabulary", "gradient", "magnitude", "random")
 
 
 def token_rows(data: Path, part: str) -> list:
@@ -28,6 +30,12 @@ def token_rows(data: Path, part: str) -> list:
     from zenbot.prompts import load_prompter, tokenize_rows
     from zenbot.rows import load_rows
     return fit_rows(tokenize_rows(load_rows(data / f"{part}.jsonl")[0], load_prompter("smollm2-135m"), 512)[0])[0]
+
+
+def training_rows(data: str) -> list:
+    """The canonical rows to learn from."""
+    from zenbot.rows import load_rows
+    return load_rows(Path(data) / "train.jsonl")[0]
 
 
 # ---- what happens in a process of its own ----
@@ -47,14 +55,14 @@ def tune(task: dict) -> dict:
     return dict(seconds=log[-1]["seconds"])
 
 
-def held_out(model, data: str, tok=None) -> dict:
+def held_out(model, data: str, tok) -> dict:
     """Nats of every held-out answer, and its labelled tokens by the tokenizer of SmolLM2, whatever the model's own."""
     from zenbot.measures import response_losses
     from zenbot.prompts import tokenize_rows
     from zenbot.rows import load_rows
     old = token_rows(Path(data), "valid")
     ids = {r["id"] for r in old}
-    new = tokenize_rows([r for r in load_rows(Path(data) / "valid.jsonl")[0] if r["id"] in ids], tok, 1024)[0] if tok else old
+    new = tokenize_rows([r for r in load_rows(Path(data) / "valid.jsonl")[0] if r["id"] in ids], tok, 1024)[0]
     assert [r["id"] for r in new] == [r["id"] for r in old]
     return dict(nats=response_losses(model.eval(), new)[0].tolist(), counts=[sum(label != -100 for label in r["labels"][1:]) for r in old])
 
@@ -62,44 +70,44 @@ def held_out(model, data: str, tok=None) -> dict:
 def measure(task: dict) -> dict:
     """Held-out losses of a model as it is."""
     from zenbot.models import load_model
-    return held_out(load_model(task["model"]), task["data"])
+    from zenbot.prompts import load_prompter
+    return held_out(load_model(task["model"]), task["data"], load_prompter(task["model"]))
 
 
 def cut(task: dict) -> dict:
-    """Scores, search, refit and removal, without healing."""
+    """Scores, search, refit and removal, without healing; nothing is chosen by the held-out rows."""
     from zenbot.models import load_model, save_model
     from zenbot.prompts import load_prompter
-    from zenbot.pruning import shrink, target_of
-    rows, model, tok = token_rows(Path(task["data"]), "train"), load_model(task["model"]), load_prompter(task["model"])
-    small, report = shrink(model, tok, rows, rows[-32:], target_of(model, task["keep"]), method=task["method"], seed=task["seed"], calibration_rows=16)   # nothing is chosen by the held-out rows
+    from zenbot.pruning import shrink, shrink_with_vocabulary, target_of
+    model, tok = load_model(task["model"]), load_prompter(task["model"])
+    target, settings = target_of(model, task["keep"]), dict(seed=task["seed"], calibration_rows=16)
+    if task["method"] == "vocabulary":
+        rows = training_rows(task["data"])
+        small, tok, report = shrink_with_vocabulary(model, tok, rows[:-32], rows[-32:], target, **settings)
+    else:
+        rows = token_rows(Path(task["data"]), "train")
+        small, report = shrink(model, tok, rows, rows[-32:], target, method=task["method"], **settings)
     save_model(small, tok, task["out"])
-    return held_out(small, task["data"]) | dict(shape=report["counts"], parameters_before=report["parameters_before"], parameters_after=report["parameters_after"])
-
-
-def worded(task: dict) -> dict:
-    """The vocabulary first, then the other axes by gradient scores, and healing, in one go."""
-    from zenbot.models import load_model, save_model
-    from zenbot.prompts import load_prompter
-    from zenbot.pruning import shrink_with_vocabulary, target_of
-    from zenbot.rows import load_rows
-    rows, model, tok = load_rows(Path(task["data"]) / "train.jsonl")[0], load_model(task["model"]), load_prompter(task["model"])
-    start = time.time()
-    small, short, report = shrink_with_vocabulary(model, tok, rows[:-32], rows[-32:], target_of(model, task["keep"]), seed=task["seed"], heal_steps=task["steps"], calibration_rows=16)
-    save_model(small, short, task["out"])
-    return held_out(small, task["data"], short) | dict(shape=report["counts"]) | {k: report[k] for k in ("vocabulary", "loss_before", "loss_cut", "loss_after", "parameters_before", "parameters_after")} | dict(seconds=time.time() - start)
+    return held_out(small, task["data"], tok) | dict(shape=report["counts"] | {k: report["vocabulary"]["size"] for k in ("vocabulary",) if k in report}, **{k: report[k] for k in ("parameters_before", "parameters_after")})
 
 
 def healed(task: dict) -> dict:
-    """Healing of a cut model, with the tuned model as teacher."""
+    """Healing of a cut model; its teacher is the tuned model with the same vocabulary."""
     from zenbot.core import Run
     from zenbot.healing import heal
     from zenbot.models import load_model, save_model
-    from zenbot.prompts import load_prompter
-    tok, rows = load_prompter(task["model"]), token_rows(Path(task["data"]), "train")
+    from zenbot.prompts import load_prompter, render
+    from zenbot.pruning import tokens_of
+    from zenbot.vocabulary import trim_vocabulary
+    tok, old, teacher = load_prompter(task["model"]), load_prompter(task["teacher"]), load_model(task["teacher"])
+    rows = training_rows(task["data"])
+    if len(tok) < len(old):
+        teacher = trim_vocabulary(teacher, old, [render(r["messages"], old) for r in rows[:-32]], len(tok))[0]
+    tokens = tokens_of(rows, tok, 512)
     with tempfile.TemporaryDirectory() as folder:
-        small, log = heal(load_model(task["model"]), load_model(task["teacher"]), tok, rows, rows[-8:], task["steps"], Run(folder), seed=task["seed"])
+        small, log = heal(load_model(task["model"]), teacher, tok, tokens, tokens[-8:], task["steps"], Run(folder), seed=task["seed"])
     save_model(small, tok, task["out"])
-    return held_out(small, task["data"]) | dict(seconds=log[-1]["seconds"], tokens_per_s=log[-1]["tokens_per_s"])
+    return held_out(small, task["data"], tok) | dict(seconds=log[-1]["seconds"], tokens_per_s=log[-1]["tokens_per_s"])
 
 
 def pace(task: dict) -> dict:
@@ -145,7 +153,7 @@ def parity(task: dict) -> dict:
 
 # ---- what the parent does with it ----
 
-ROLES = dict(tune=tune, measure=measure, cut=cut, worded=worded, heal=healed, pace=pace, peak=peak, parity=parity)
+ROLES = dict(tune=tune, measure=measure, cut=cut, heal=healed, pace=pace, peak=peak, parity=parity)
 
 
 def once(keep: Path, name: str, role: str, /, **task) -> dict:
@@ -176,7 +184,7 @@ def loss(found: dict) -> float:
 def quality(data: Path, keep: Path, budgets, methods, steps: int, seed: int) -> None:
     import numpy as np
     rows = token_rows(data, "valid")
-    groups = np.array([hash(str(r["input_ids"][:next(i for i, label in enumerate(r["labels"]) if label != -100)])) for r in rows])
+    groups = np.array([str(r["input_ids"][:next(i for i, label in enumerate(r["labels"]) if label != -100)]) for r in rows])
     same, tuned = dict(data=str(data)), str(keep / "tuned")
     once(keep, "tune", "tune", out=tuned, **same)
     base, whole = (once(keep, name, "measure", model=model, **same) for name, model in (("base", "smollm2-135m"), ("whole", tuned)))
@@ -189,18 +197,20 @@ def quality(data: Path, keep: Path, budgets, methods, steps: int, seed: int) -> 
             found[method] = mended = once(keep, f"heal-{name}-{steps}", "heal", model=str(keep / f"cut-{name}"), teacher=tuned, steps=steps, seed=seed, out=str(keep / f"heal-{name}-{steps}"), **same)
             print(f"{share:.0%} {method:10} {chopped['shape']}: {loss(chopped):.4f} cut, {loss(mended):.4f} after {steps} steps ({mended['seconds'] / 60:.1f} min); "
                   f"against the base {apart(mended, base, groups)}; keeps {(loss(base) - loss(mended)) / (loss(base) - loss(whole)):.0%} of the gain", flush=True)
-            if method != methods[0]:
-                print(f"    {methods[0]} - {method}: {apart(found[methods[0]], mended, groups)} healed", flush=True)
-        sizes(keep, tuned, f"heal-{methods[0]}-{share}-{seed}-{steps}", share)
+        for ours, control in itertools.product(("vocabulary", "gradient"), ("magnitude", "random")):
+            if ours in found and control in found:
+                print(f"    {ours} - {control}: {apart(found[ours], found[control], groups)} healed", flush=True)
 
 
-def sizes(keep: Path, tuned: str, name: str, share: float) -> None:
-    """File size, speed and memory of one model against the whole one."""
-    small = str(keep / name)
-    bytes_of = [os.path.getsize(f"{f}/model.safetensors") for f in (small, tuned)]
-    fast, peaks = once(keep, f"pace-{name}", "pace", whole=tuned, model=small), [once(keep, f"peak-{Path(f).name}", "peak", model=f)["peak_mb"] for f in (small, tuned)]
-    print(f"    file {bytes_of[0] / 1e6:.1f} of {bytes_of[1] / 1e6:.1f} MB = {bytes_of[0] / bytes_of[1]:.3f}; reading {fast['prefill_ratio']:.2f}x, writing {fast['generation_ratio']:.2f}x; "
-          f"peak memory {peaks[0]:.0f} of {peaks[1]:.0f} MB", flush=True)
+def sizes(keep: Path, names: list) -> None:
+    """File size, speed and memory of healed models against the whole one; to be run when the machine does nothing else."""
+    tuned = str(keep / "tuned")
+    for small in (str(keep / name) for name in names):
+        bytes_of = [os.path.getsize(f"{f}/model.safetensors") for f in (small, tuned)]
+        parameters = [json.loads((keep / f"{Path(small).name.replace('heal-', 'cut-').rsplit('-', 1)[0]}.json").read_text())[k] for k in ("parameters_after", "parameters_before")]
+        fast, peaks = once(keep, f"pace-{Path(small).name}", "pace", whole=tuned, model=small), [once(keep, f"peak-{Path(f).name}", "peak", model=f)["peak_mb"] for f in (small, tuned)]
+        print(f"{Path(small).name}: {parameters[0]:,} parameters = {parameters[0] / parameters[1]:.3f}; file {bytes_of[0] / 1e6:.1f} of {bytes_of[1] / 1e6:.1f} MB = {bytes_of[0] / bytes_of[1]:.3f}; "
+              f"reading {fast['prefill_ratio']:.2f}x, writing {fast['generation_ratio']:.2f}x; peak memory {peaks[0]:.0f} of {peaks[1]:.0f} MB", flush=True)
 
 
 def export(data: Path, keep: Path, models: list) -> None:
@@ -215,17 +225,20 @@ if __name__ == "__main__":
         Path(sys.argv[4]).write_text(json.dumps(ROLES[sys.argv[2]](json.loads(sys.argv[3]))))
     else:
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-        parser.add_argument("what", nargs="?", choices=("quality", "gguf"), default="quality")
+        parser.add_argument("what", nargs="?", choices=("quality", "speed", "gguf"), default="quality")
         parser.add_argument("--data", type=Path, default=DATA)
         parser.add_argument("--keep", type=Path, default=Path("runs/bench-pruning"), help="folder of models and results")
         parser.add_argument("--steps", type=int, default=40, help="of healing")
         parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
         parser.add_argument("--methods", nargs="+", default=METHODS)
         parser.add_argument("--seed", type=int, default=0)
-        parser.add_argument("--models", nargs="+", default=None, help="gguf: folders; those of the quality run if not given")
+        parser.add_argument("--models", nargs="+", default=None, help="speed, gguf: names of folders in --keep; those of the quality run if not given")
         args = parser.parse_args()
         args.keep = args.keep.resolve()
+        ours = args.models or sorted(p.name for method in METHODS[:2] for p in args.keep.glob(f"heal-{method}-*") if p.is_dir())
         if args.what == "quality":
             quality(args.data, args.keep, args.budgets, args.methods, args.steps, args.seed)
+        elif args.what == "speed":
+            sizes(args.keep, ours)
         else:
-            export(args.data, args.keep, args.models or [str(p) for p in (args.keep / "tuned", *sorted(args.keep.glob("heal-gradient-0.8-*[0-9]"))) if p.is_dir()])
+            export(args.data, args.keep, [str(args.keep / name) for name in ("tuned", *ours)])

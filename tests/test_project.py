@@ -47,7 +47,7 @@ def test_exported_code_imports_only_from_lower_floors(path):
         pytest.skip("exports nothing")
     from zenbot.pipeline import _imports
     imported = _imports(module.read_text())
-    assert imported or path.stem in ("00_core", "08_stage1"), "every other room stands on another one"
+    assert imported or path.stem in ("00_core", "04b_decoder", "08_stage1"), "every other room stands on another one"
     assert all(floors[name] < floors[path.stem.split("_", 1)[1]] for name in imported), imported
 
 
