@@ -17,12 +17,12 @@ from .prompts import load_prompter, render, tokenize_rows
 
 # %% ../nbs/10b_answers.ipynb #87aae55b
 class Memo:
-    "Key -> JSON value, in a file that only grows, a line an entry; a line that was cut off by a kill is not believed."
+    "Key -> JSON value, in a file that only grows, a line an entry; one that was cut off by a kill is not believed."
     def __init__(self, path: str | Path = os.devnull):   # nothing is kept if not given
         self.path, self.known = Path(path), {}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = self.path.read_bytes().split(b'\n') if self.path.exists() else [b'']
-        for line in lines[:-1]:
+        for line in lines:
             try: key, value = json.loads(line)
             except (ValueError, TypeError): continue
             self.known[key] = value

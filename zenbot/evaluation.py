@@ -6,7 +6,7 @@
 __all__ = ['scored', 'benchmark_model', 'benchmark_baseline', 'evaluate', 'judge_all', 'judged_board', 'evaluate_run']
 
 # %% ../nbs/12_evaluation.ipynb #7b7a34c9
-import errno, tempfile
+import errno, functools, tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -25,7 +25,7 @@ from .prompts import load_prompter, render, tokenize_rows
 from .refusals import declines, fit_on_rows, known_and_unknown
 from .rows import load_rows
 from .statistics import interval
-from .texts import repetition, rouge, similarity, token_match
+from .texts import closeness, repetition, rouge
 
 # %% ../nbs/12_evaluation.ipynb #bc1a4fc3
 def scored(
@@ -34,7 +34,7 @@ def scored(
 ) -> list:          # dicts
     "The rows with what their answers' texts tell."
     expected = [r['messages'][-1]['content'] for r in rows]
-    grams, near, close = rouge(answers, expected), similarity(answers, expected), token_match(answers, expected)
+    grams, (near, close) = rouge(answers, expected), closeness(answers, expected)
     number = lambda v: None if v != v else float(v)
     return [dict(id=r['id'], group=digest(prompt_key(r))[:16], kind=r['kind'], prompt=r['messages'][-2]['content'], expected=e, generated=a, similarity=number(near[i]), token_match=number(close[i]),
                  repetition=repetition(a), words=len(a.split())) | {k: float(v[i]) for k, v in grams.items()} for i, (r, e, a) in enumerate(zip(rows, expected, answers, strict=True))]
@@ -94,13 +94,14 @@ def evaluate(
         try:
             if label in models: results[label], totals[label] = _one_model(models[label], rows, memo, template, free_cache, batch_size=batch_size, max_length=max_length, general=general, seed=seed, show=part, **decoding)
             else: results[label], totals[label] = benchmark_baseline(label, rows, train), {}
+            totals[label] |= _unknown(results[label])
         except (BadInput, OSError, MemoryError, RuntimeError, ValueError, ImportError) as e:
             if getattr(e, 'errno', None) == errno.ENOSPC: raise
             failed[label] = ' '.join(str(e).split())[:200] or type(e).__name__
         free_memory()
-        write_json(out/'leaderboards_partial.json', in_original_shape(_board(labels, results, totals, failed, general, seed)))
+        write_json(out/'leaderboards_partial.json', in_original_shape(_board(labels, results, totals, failed, seed, paired=False)))
         show((i + 1) * len(rows), len(labels) * len(rows))
-    board = _board(labels, results, totals, failed, general, seed)
+    board = _board(labels, results, totals, failed, seed)
     if not results: raise BadInput(f'None of the models could be measured. {labels[0]}: {failed[labels[0]]}')
     write_json(out/'settings.json', dict(seed=seed, max_length=max_length, decoding=decoding))
     _write(out, board, results, judge_all(judges, planted, results, out, seed))
@@ -129,17 +130,20 @@ def _forget(before: set):
     if new: scan_cache_dir().delete_revisions(*new).execute()
 
 # %% ../nbs/12_evaluation.ipynb #cc7e310f
-def _board(labels, results, totals, failed, general, seed) -> list:
+def _board(labels, results, totals, failed, seed, paired=True) -> list:
     "The leaderboard so far, in the order of the labels."
-    entries = {e['model']: e | totals[e['model']] for e in summarise(results, seed)} if results else {}
-    unknown = _unknown(results)
-    return [entries[l] | unknown.get(l, {}) if l in entries else dict(model=l, error=failed[l]) for l in labels if l in entries or l in failed]
+    entries = {e['model']: e | totals[e['model']] for e in summarise(results, seed, paired)} if results else {}
+    return [entries[l] if l in entries else dict(model=l, error=failed[l]) for l in labels if l in entries or l in failed]
 
-def _unknown(results: dict) -> dict:
-    "How each model treats questions that have no answer, where there are such rows: told by a detector that was fitted on the shipped rows."
-    if not any(r['kind'] in ('refusal', 'unknown') for rows in results.values() for r in rows): return {}
-    detector = fit_on_rows([r for f in ('unknown', 'unlearning', 'counsel') for r in load_rows(f'sample/{f}.jsonl')[0]])
-    return {label: known_and_unknown(rows, declines(detector, [r['generated'] for r in rows])) for label, rows in results.items()}
+@functools.cache
+def _detector():
+    "Tells refusals, by the shipped rows."
+    return fit_on_rows([r for f in ('unknown', 'unlearning', 'counsel') for r in load_rows(f'sample/{f}.jsonl')[0]])
+
+def _unknown(rows: list) -> dict:
+    "How a model treats questions that have no answer, where there are such rows."
+    if not any(r['kind'] in ('refusal', 'unknown') for r in rows): return {}
+    return known_and_unknown(rows, declines(_detector(), [r['generated'] for r in rows]))
 
 def judge_all(judges: dict, planted: list, results: dict, out: Path, seed: int = 0) -> dict:   # judge -> model -> {'verdicts', 'consistent', 'scores', 'usable', 'reasons', 'rank'}
     "Audits each judge, then asks it about every answer; only a judge that passed ranks the models. Every raw verdict is kept in `judgements.jsonl`, every audit in `judge_audit.json`."

@@ -35,12 +35,14 @@ def differences(rows: list, base: list, value: str, weight: str | None) -> tuple
 def summarise(
     results: dict,   # model -> rows of `evaluation.benchmark_model`; the first model is the base
     seed: int = 0,
+    paired: bool = True,   # False: estimates alone, which is quick
 ) -> list:           # an entry per model
     "Estimates with intervals, and paired differences to the base: tested, corrected, named."
     base = next(iter(results.values()))
     for rows in results.values(): assert [r['id'] for r in rows] == [r['id'] for r in base], 'all models must answer the same rows'
     groups = [r['group'] for r in base]
     board = [dict(model=name, n=len(rows)) | _estimates(rows, groups, seed) for name, rows in results.items()]
+    if not paired: return board
     for name, (value, weight, higher, _) in MEASURES.items():
         pairs = {model: d for model, rows in results.items() if rows is not base and (d := differences(rows, base, value, weight))}
         found = compare({m: d for m, (d, _) in pairs.items()}, column(base, weight), groups, higher, seed)

@@ -14,7 +14,7 @@ from .core import BadInput, Run, home, read_json, read_jsonl, sha256, write_text
 from .evaluation import judged_board
 from .leaderboard import in_original_shape, read_board, summarise
 from .pipeline import NAMES, STAGES, run_profile
-from .texts import repetition, rouge, similarity, token_match
+from .texts import closeness, repetition, rouge
 
 # %% ../nbs/12a_verify.ipynb #2a87fb53
 def unequal(
@@ -42,7 +42,7 @@ def _rows_again(results: Path) -> list:
     for i, r in enumerate(rows):
         again = {k: float(v[i]) for k, v in grams.items()} | dict(repetition=repetition(r['generated']), words=len(r['generated'].split()))
         out += _named('results/test_results.json', unequal({k: r[k] for k in again}, again, f"{r['model']}, {r['id']}"))
-    for field, values in (('similarity', similarity(answers, expected)), ('token_match', token_match(answers, expected))):
+    for field, values in zip(('similarity', 'token_match'), closeness(answers, expected)):
         for r, v in zip(rows, values):
             if r[field] is not None and v == v: out += _named('results/test_results.json', unequal(r[field], float(v), f"{r['model']}, {r['id']}.{field}", 1e-3))
     for name in ('test_results_rouge.json', 'test_results_scores.json'):
