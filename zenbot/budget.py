@@ -92,7 +92,7 @@ def _sizes(whole: dict, axis: str, multiple: int) -> list:
 def smallest_target(model, axes: tuple = AXES, multiple: int = 64) -> int:
     "The fewest parameters that removal along these axes can leave."
     unknown = [a for a in axes if a not in AXES]
-    if unknown or not axes: raise BadInput(f"There is no axis '{', '.join(unknown)}': choose from {', '.join(AXES)}.")
+    if unknown: raise BadInput(f"There is no axis '{', '.join(unknown)}': choose from {', '.join(AXES)}.")
     whole = counts_of(model.config, everything(model))
     return parameters_with(model, {a: min([whole[a], *_sizes(whole, a, multiple)]) if a in axes else whole[a] for a in AXES})
 

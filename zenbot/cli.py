@@ -353,7 +353,7 @@ def prune(
     keep: Annotated[float, typer.Option(help='Budget: the share of the parameters that may stay, as in 0.8.')] = 0.0,
     max_mb: Annotated[float, typer.Option('--max-mb', help='Budget: megabytes of the weight file.')] = 0.0,
     speedup: Annotated[float, typer.Option(help='Budget: how many times as fast it shall write, as in 1.3.')] = 0.0,
-    axes: Annotated[str, typer.Option(help='What may become fewer: heads, kv, mlp, layers.')] = 'heads,kv,mlp,layers',
+    axes: Annotated[str, typer.Option(help='What may become fewer: heads, kv, mlp, layers; vocab, the words that the data does not use.')] = 'heads,kv,mlp,layers',
     method: Annotated[str, typer.Option(help='Score of the parts: gradient, activation, magnitude or random.')] = 'gradient',
     heal: Annotated[int, typer.Option(min=0, help='Steps of training after the cut, with the model before it as teacher.')] = 0,
     data: Annotated[str, typer.Option(help='Rows to choose, heal and judge by; a tenth of them is held out to judge.')] = 'sample/counsel.jsonl',

@@ -214,7 +214,7 @@ def prune(
     base, tokenizer, rows, held = load_for_pruning(model, data)
     axes, words = tuple(a for a in axes if a != 'vocab'), 'vocab' in axes
     if words and speedup: raise BadInput('A speed is searched over heads, kv, mlp and layers: leave vocab out, or give keep or max_mb.')
-    settings = dict(axes=axes or AXES, method=method, heal_steps=heal_steps, tolerance=tolerance, multiple=multiple, seed=seed)
+    settings = dict(axes=axes, method=method, heal_steps=heal_steps, tolerance=tolerance, multiple=multiple, seed=seed)
     if words: small, tokenizer, report = shrink_with_vocabulary(base, tokenizer, rows, held, target_of(base, keep, max_mb), max_length, **settings)
     else:
         learned, judged = (tokens_of(r, tokenizer, max_length) for r in (rows, held))

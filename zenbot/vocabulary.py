@@ -6,7 +6,7 @@
 __all__ = ['vocabulary_bounds', 'kept_tokens', 'trim_tokenizer', 'trim_model', 'trim_vocabulary', 'choose_vocabulary']
 
 # %% ../nbs/09g_vocabulary.ipynb #66f3946b
-import copy, json, tempfile
+import copy, json, math, tempfile
 from collections import Counter
 from pathlib import Path
 
@@ -130,9 +130,10 @@ def choose_vocabulary(
     least, whole = vocabulary_bounds(tokenizer)
     tokens = sum(label != -100 for r in _read(probe, tokenizer, max_length) for label in r['labels'][1:])
     found, total = [], count_parameters(model)
-    for share in (1, 3 / 4, 5 / 8, 1 / 2, 3 / 8, 1 / 4):
-        size = max(least, int(whole * share) // 64 * 64) if share < 1 else whole
-        small, short = trim_vocabulary(model, tokenizer, texts, size) if share < 1 else (model, tokenizer)
+    per_token = sum(p.numel() for p in {model.get_input_embeddings().weight, model.get_output_embeddings().weight}) // whole
+    enough = whole - math.ceil((total - target) / per_token)   # with so few tokens nothing else has to go
+    for size in sorted({max(least, n // 64 * 64) for n in (enough, *(whole * eighths // 8 for eighths in (2, 3, 4, 5, 6)))} | {whole}):
+        small, short = trim_vocabulary(model, tokenizer, texts, size) if size < whole else (model, tokenizer)
         loss = float(response_losses(small, _read(probe, short, 2 * max_length), pad_token_id=short.pad_token_id)[0].sum() / tokens)
         rest = expected_loss(model, curves, target + total - count_parameters(small), axes, multiple) - curves['layers'][0][2]
         found.append(dict(size=size, parameters=count_parameters(small), loss=loss, expected=loss + rest))
