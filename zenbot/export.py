@@ -10,7 +10,7 @@ import base64, json
 from pathlib import Path
 
 from .core import BadInput, Run, package_dir, read_json, write_text
-from .leaderboard import cost_table, quality_table, read_board, tested
+from .leaderboard import quality_table, read_board, tables, tested
 
 # %% ../nbs/18_export.ipynb #b5a3dd9f
 def verdict(
@@ -46,7 +46,7 @@ def _facts(run: Run) -> dict:
     if not board: raise BadInput(f'{run.path} has no leaderboard yet: finish the run first (zenbot run {record.get("profile", "demo")} --run {run.path}).')
     images = [(*FIGURES[name], base64.b64encode((run/f'figures/{name}.png').read_bytes()).decode()) for name in FIGURES if (run/f'figures/{name}.png').exists()]
     return dict(name=run.path.name, record=record, minutes=sum(s['seconds'] for s in record['stages'].values()) / 60, verdict=verdict(board),
-                table=quality_table(board), costs=cost_table(board), figures=images, talks=_talks(run), card=read_json(run/'data/card.json'),
+                table=quality_table(board), tables=tables(board), figures=images, talks=_talks(run), card=read_json(run/'data/card.json'),
                 pruning=read_json(run/'results/pruning.json'), base=record['stages']['stage1']['parameters']['model'].split('/')[-1], n=board[0].get('n', 0),
                 parameters=json.dumps({s: e['parameters'] for s, e in record['stages'].items()}, indent=1), environment=json.dumps(record['stages']['evaluation']['environment'], indent=1))
 

@@ -22,7 +22,7 @@ from .models import count_parameters, load_model, locate, save_model
 from .prompts import load_prompter, render, tokenize_rows
 from .rows import load_rows
 from .scores import AXES, doors, score, watched
-from .surgery import counts_of, everything, refuse_unprunable, remove, restore_heads, silence_heads
+from .surgery import refuse_unprunable, remove, restore_heads, silence_heads, whole_counts
 from .vocabulary import choose_vocabulary, trim_vocabulary, vocabulary_bounds
 
 # %% ../nbs/10_pruning.ipynb #34590736
@@ -99,7 +99,7 @@ def shrink(
         if tolerance is None or after <= before + tolerance or target >= total: break
         target = (target + total) // 2 if total - target > 0.02 * total else total
     return small, dict(mode='remove', method=method, axes=list(axes), heal_steps=heal_steps, tolerance=tolerance, parameters_before=total, parameters_wanted=wanted, parameters_after=count_parameters(small),
-                       loss_before=before, loss_cut=cut, loss_after=after, attempts=attempts, counts_before=counts_of(model.config, everything(model)), counts=found['counts'],
+                       loss_before=before, loss_cut=cut, loss_after=after, attempts=attempts, counts_before=whole_counts(model.config), counts=found['counts'],
                        removed=removed_parts(model.config, found['kept']), tried=found['tried'], curves=found['curves'], healing=log, kept=found['kept'], summary=_in_words(total, wanted, small, found, before, cut, after, heal_steps))
 
 # %% ../nbs/10_pruning.ipynb #7db335e1
