@@ -1,4 +1,6 @@
 """Shared by all tests: a finished smoke run, real data where it is there, and an environment that calls nobody."""
+import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -23,6 +25,19 @@ def zenbot(*args, home: Path, **kwargs) -> subprocess.CompletedProcess:
     """Runs the command as a user would."""
     env = os.environ | {"ZENBOT_HOME": str(home)}
     return subprocess.run([str(Path(sys.executable).parent / "zenbot"), *map(str, args)], capture_output=True, text=True, env=env, cwd=home, **kwargs)
+
+
+def zenbot_here(*args, home: Path) -> subprocess.CompletedProcess:
+    """The same in this process, which need not load its libraries again: for commands that refuse."""
+    from zenbot.cli import main
+    out, err, before = io.StringIO(), io.StringIO(), Path.cwd()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setenv("ZENBOT_HOME", str(home))
+        patch.chdir(home)
+        try: code = main([str(a) for a in args]) or 0
+        except SystemExit as e: code = e.code or 0
+    assert Path.cwd() == before
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture(scope="session")

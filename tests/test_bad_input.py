@@ -2,9 +2,24 @@
 import json
 
 import pytest
-from conftest import zenbot
+from conftest import zenbot, zenbot_here
 
 GOOD = [{"prompt": f"I wake at {n} o'clock and worry about thing {n * 7}.", "response": f"Then give worry {n} its own quarter of an hour by day."} for n in range(1, 13)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files of every kind that nobody should give, and a run whose first stage is done."""
+    folder = tmp_path_factory.mktemp("bad")
+    (folder / "empty.jsonl").touch()
+    (folder / "garbage.jsonl").write_text("what\n{]\n\x00\x01\n")
+    (folder / "no_text").mkdir()
+    (folder / "no_text/picture.png").write_bytes(b"\x89PNG")
+    (folder / "no_weights").mkdir()
+    (folder / "no_weights/config.json").write_text('{"model_type": "llama"}')
+    (folder / "broken.yaml").write_text("stage1: [1, 2")
+    (folder / "list.yaml").write_text("- stage1")
+    return folder
 
 
 @pytest.mark.parametrize("args, words", [
@@ -29,21 +44,13 @@ GOOD = [{"prompt": f"I wake at {n} o'clock and worry about thing {n * 7}.", "res
     (["status", "runs/nothing"], ["no run in"]),
     (["notebooks", "no_weights"], ["not an empty folder"]),
 ])
-def test_bad_input_is_one_sentence(args, words, tmp_path):
-    (tmp_path / "empty.jsonl").touch()
-    (tmp_path / "garbage.jsonl").write_text("what\n{]\n\x00\x01\n")
-    (tmp_path / "no_text").mkdir()
-    (tmp_path / "no_text/picture.png").write_bytes(b"\x89PNG")
-    (tmp_path / "no_weights").mkdir()
-    (tmp_path / "no_weights/config.json").write_text('{"model_type": "llama"}')
-    (tmp_path / "broken.yaml").write_text("stage1: [1, 2")
-    (tmp_path / "list.yaml").write_text("- stage1")
-    done = zenbot(*args, home=tmp_path)
+def test_bad_input_is_one_sentence(args, words, folder):
+    done = zenbot_here(*args, home=folder)
     assert done.returncode == 2, done.stderr
     message = done.stderr[done.stderr.index("zenbot:"):]
     assert all(w in message for w in words), message
     assert "Traceback" not in done.stderr and len(message.strip().splitlines()) == 1
-    assert not list(tmp_path.rglob(".*.tmp"))
+    assert not list(folder.rglob(".*.tmp"))
 
 
 def test_a_file_that_is_half_garbage_gives_its_good_rows(tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from conftest import zenbot
+from conftest import zenbot, zenbot_here
 from zenbot.answers import Memo, answer_rows
 from zenbot.core import BadInput, Run, read_json, read_jsonl, write_json
 from zenbot.evaluation import benchmark_model, evaluate, judge_all
@@ -135,7 +135,7 @@ def test_a_run_agrees_with_itself_and_a_changed_digit_anywhere_is_named(smoke, t
 
 @pytest.mark.parametrize("args,words", [(["--data", "nothing.jsonl", "--out", "o"], "nothing.jsonl"), (["--data", "sample/counsel.jsonl", "--out", "o", "--max-new-tokens", "0"], "at least 1")])
 def test_bad_input_gets_a_sentence(tmp_path, args, words):
-    said = zenbot("evaluate", "tiny", *args, home=tmp_path)
+    said = zenbot_here("evaluate", "tiny", *args, home=tmp_path)
     assert said.returncode == 2 and words in said.stderr and "Traceback" not in said.stderr
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 import yaml
+from conftest import zenbot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -91,3 +92,12 @@ def test_lm_eval_finds_our_numbers(rows, tmp_path, monkeypatch, template):
     answers = [a["answer"] for a in generate_answers(model, tok, [r["messages"][:-1] for r in rows], 24, 1)]
     assert [s["resps"][0][0].strip() for s in by_row["zenbot_counsel"]] == answers
     assert [s["rougeL_f"] for s in by_row["zenbot_counsel"]] == pytest.approx(rouge(answers, [r["messages"][-1]["content"] for r in rows])["rougeL_f"].tolist())
+
+
+def test_the_command_writes_both_and_overwrites_nothing(rows, tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows[1:]) + "not json\n", encoding="utf-8")
+    done = zenbot("tasks", "rows.jsonl", "out", "--name", "mine", "--json", home=tmp_path)
+    assert done.returncode == 0 and json.loads(done.stdout) == dict(out="out", rows=3, rejected=1), done.stderr
+    assert len(lines(tmp_path / "out/lm_eval/mine.jsonl")) == len(lines(tmp_path / "out/inspect/mine.jsonl")) == 3
+    assert "exists already" in zenbot("tasks", "rows.jsonl", "out", home=tmp_path).stderr
+    assert "cannot name a task" in zenbot("tasks", "rows.jsonl", "other", "--name", "a b", home=tmp_path).stderr and not (tmp_path / "other").exists()

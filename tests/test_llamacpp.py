@@ -7,7 +7,7 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import shared, zenbot
+from conftest import shared, zenbot_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, GgufConfig, LlamaConfig, LlamaForCausalLM
@@ -144,14 +144,14 @@ def test_bad_input_is_one_sentence_and_leaves_no_file(tmp_path):
     for change, words in ((dict(model_type="gpt2"), "only llama and mistral"), (dict(rope_parameters=dict(rope_type="yarn")), "yarn"), (dict(model_type="mistral", sliding_window=64), "sliding window"),
                           (dict(quantization_config=dict(quant_method="bitsandbytes")), "quantised")):
         (folder / "config.json").write_text(json.dumps(config | change))
-        done = zenbot("export", folder, tmp_path / "out.gguf", home=tmp_path)
+        done = zenbot_here("export", folder, tmp_path / "out.gguf", home=tmp_path)
         assert done.returncode == 2 and words in done.stderr, done.stderr
     (folder / "config.json").write_text(json.dumps(config))
     for args, words in (([tmp_path / "out.bin"], ".gguf"), ([tmp_path / "out.gguf", "--quant", "q3"], "no kind 'q3'"), ([], "Name either"), (["--hub", "nobody"], "ORG/NAME")):
-        done = zenbot("export", folder, *args, home=tmp_path)
+        done = zenbot_here("export", folder, *args, home=tmp_path)
         assert done.returncode == 2 and words in done.stderr, done.stderr
     (folder / "tokenizer.json").unlink()
-    assert "no tokenizer" in zenbot("export", folder, tmp_path / "out.gguf", home=tmp_path).stderr
+    assert "no tokenizer" in zenbot_here("export", folder, tmp_path / "out.gguf", home=tmp_path).stderr
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
 
 

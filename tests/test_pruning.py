@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import shared, zenbot
+from conftest import shared, zenbot_here
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
@@ -33,7 +33,7 @@ def logits_of(model, ids): return model(ids).logits.float()
 def random_llama(layers, kv, group, head_dim, width, neurons, seed=0, **more):
     torch.manual_seed(seed)
     config = LlamaConfig(vocab_size=97, hidden_size=width, intermediate_size=neurons, num_hidden_layers=layers, num_attention_heads=kv * group, num_key_value_heads=kv,
-                         head_dim=head_dim, initializer_range=0.2, pad_token_id=0, eos_token_id=2, **more)
+                         head_dim=head_dim, initializer_range=0.1, pad_token_id=0, eos_token_id=2, **more)
     return LlamaForCausalLM(config).eval()
 
 
@@ -262,17 +262,17 @@ def broken_models(folder: Path) -> dict:
 
 def test_bad_input_is_one_sentence_and_leaves_no_folder(tmp_path):
     for name, words in broken_models(tmp_path).items():
-        done = zenbot("prune", tmp_path / name, tmp_path / "out", "--keep", "0.8", home=tmp_path)
+        done = zenbot_here("prune", tmp_path / name, tmp_path / "out", "--keep", "0.8", home=tmp_path)
         assert done.returncode == 2 and words in done.stderr and "Traceback" not in done.stderr, done.stderr
     cases = [(["--keep", "0.01"], "cannot be met"), (["--keep", "1.5"], "between 0 and 1"), (["--keep", "0.8", "--max-mb", "1"], "one budget"), ([], "one budget"),
              (["--max-mb", "-1"], "positive"), (["--keep", "0.8", "--axes", "heads,tails"], "no axis 'tails'"), (["--keep", "0.8", "--method", "vibes"], "no score 'vibes'"),
              (["--keep", "0.8", "--data", "nowhere.jsonl"], "nowhere.jsonl"), (["--speedup", "0.5"], "above 1")]
     for options, words in cases:
-        done = zenbot("prune", "tiny", tmp_path / "out", *options, home=tmp_path)
+        done = zenbot_here("prune", "tiny", tmp_path / "out", *options, home=tmp_path)
         assert done.returncode == 2 and words in done.stderr and len(done.stderr) < 500, (options, done.stderr)
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
     (tmp_path / "out").mkdir()
-    assert "exists already" in zenbot("prune", "tiny", tmp_path / "out", "--keep", "0.8", home=tmp_path).stderr
+    assert "exists already" in zenbot_here("prune", "tiny", tmp_path / "out", "--keep", "0.8", home=tmp_path).stderr
 
 
 def test_more_parts_than_there_are_are_refused(tiny):
