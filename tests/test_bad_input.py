@@ -9,7 +9,7 @@ GOOD = [{"prompt": f"I wake at {n} o'clock and worry about thing {n * 7}.", "res
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Files of every kind that nobody should give, and a run whose first stage is done."""
+    """Files of every kind that nobody should give; the runs in it share their first stage."""
     folder = tmp_path_factory.mktemp("bad")
     (folder / "empty.jsonl").touch()
     (folder / "garbage.jsonl").write_text("what\n{]\n\x00\x01\n")
