@@ -194,12 +194,12 @@ def quality(data: Path, keep: Path, budgets, methods, steps: int, seed: int) -> 
         for method in methods:
             name = f"{method}-{share}-{seed}"
             chopped = once(keep, f"cut-{name}", "cut", model=tuned, keep=share, method=method, seed=seed, out=str(keep / f"cut-{name}"), **same)
-            found[method] = mended = once(keep, f"heal-{name}-{steps}", "heal", model=str(keep / f"cut-{name}"), teacher=tuned, steps=steps, seed=seed, out=str(keep / f"heal-{name}-{steps}"), **same)
-            print(f"{share:.0%} {method:10} {chopped['shape']}: {loss(chopped):.4f} cut, {loss(mended):.4f} after {steps} steps ({mended['seconds'] / 60:.1f} min); "
+            found[method] = mended = once(keep, f"heal-{name}-{steps}", "heal", model=str(keep / f"cut-{name}"), teacher=tuned, steps=steps, seed=seed, out=str(keep / f"heal-{name}-{steps}"), **same) if steps else chopped
+            print(f"{share:.0%} {method:10} {chopped['shape']}: {loss(chopped):.4f} cut, {loss(mended):.4f} after {steps} steps; "
                   f"against the base {apart(mended, base, groups)}; keeps {(loss(base) - loss(mended)) / (loss(base) - loss(whole)):.0%} of the gain", flush=True)
         for ours, control in itertools.product(("vocabulary", "gradient"), ("magnitude", "random")):
             if ours in found and control in found:
-                print(f"    {ours} - {control}: {apart(found[ours], found[control], groups)} healed", flush=True)
+                print(f"    {ours} - {control}: {apart(found[ours], found[control], groups)} after {steps} steps", flush=True)
 
 
 def sizes(keep: Path, names: list) -> None:
@@ -228,7 +228,7 @@ if __name__ == "__main__":
         parser.add_argument("what", nargs="?", choices=("quality", "speed", "gguf"), default="quality")
         parser.add_argument("--data", type=Path, default=DATA)
         parser.add_argument("--keep", type=Path, default=Path("runs/bench-pruning"), help="folder of models and results")
-        parser.add_argument("--steps", type=int, default=40, help="of healing")
+        parser.add_argument("--steps", type=int, default=40, help="of healing; 0: the cut alone")
         parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS)
         parser.add_argument("--methods", nargs="+", default=METHODS)
         parser.add_argument("--seed", type=int, default=0)
