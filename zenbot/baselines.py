@@ -6,6 +6,7 @@
 __all__ = ['BASELINES', 'usual_answer', 'baseline_answers']
 
 # %% ../nbs/10a_baselines.ipynb #5faee779
+import logging
 from collections import Counter
 
 import numpy as np
@@ -32,6 +33,7 @@ def _asked_and_answered(row: dict) -> tuple:
 def _bm25(train_rows: list, questions: list) -> list:
     "Answers of the rows whose question shares the weightiest words; the usual answer to a question that shares none."
     import bm25s
+    logging.getLogger('bm25s').setLevel(logging.WARNING)
     pairs = [_asked_and_answered(r) for r in train_rows]
     words = lambda texts: bm25s.tokenize(list(texts), stopwords=[], token_pattern=r'(?u)\w+', return_ids=False, show_progress=False)
     corpus, usual = words(q for q, _ in pairs), usual_answer(train_rows)

@@ -8,7 +8,7 @@ __all__ = ['SMOLLM2_SHA256', 'NAMED', 'MODEL_FILES', 'pick_device', 'pick_dtype'
            'count_parameters', 'size_mb', 'free_memory']
 
 # %% ../nbs/02_models.ipynb #c9fdac0c
-import contextlib, ctypes, gc, json, os, platform
+import contextlib, ctypes, gc, json, logging, os, platform
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from .core import BadInput, atomic, digest, package_dir, sha256
 
 hf_logging.disable_progress_bar()   # bars and hints for every model that is loaded would drown what a notebook has to say
 hf_logging.set_verbosity_error()
+logging.getLogger('bitsandbytes').setLevel(logging.ERROR)
 
 # %% ../nbs/02_models.ipynb #95bd21ab
 def pick_device() -> str:
