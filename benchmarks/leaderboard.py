@@ -1,6 +1,6 @@
 """Writes what a finished run measured into README.md, between the marks `<!-- leaderboard -->` and `<!-- /leaderboard -->`.
 
-    zenbot run demo && python benchmarks/leaderboard.py runs/demo     # the same as `make leaderboard`; a quarter of an hour
+    zenbot run demo && python benchmarks/leaderboard.py runs/demo     # the same as `make leaderboard`; up to half an hour
 """
 import re
 import sys

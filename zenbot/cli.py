@@ -66,7 +66,7 @@ def _print_table(rows: list, out, fold: bool = False):
 
 @app.command()
 def run(
-    profile: Annotated[str, typer.Argument(help='smoke (a minute), demo (ten minutes on 2 cores), t4, full, or a YAML file.')],
+    profile: Annotated[str, typer.Argument(help='smoke (two minutes), demo (half an hour on 2 cores), t4, full, or a YAML file.')],
     run: Annotated[Optional[Path], typer.Option('--run', help='Run folder; runs/PROFILE if not given.')] = None,
     override: Annotated[Optional[list[str]], typer.Option('-p', help='Set a parameter: -p stage2.epochs=2. Can be repeated.')] = None,
     start: Annotated[Optional[str], typer.Option('--from', help='Execute from this stage on, up to date or not.')] = None,
