@@ -243,6 +243,15 @@ def test_a_tolerance_steps_back_and_says_so(tiny):
     assert "were asked for" in report["summary"] or count_parameters(small) == total
 
 
+def test_healing_that_makes_it_worse_is_not_kept(tiny):
+    model, tok, rows, held = tiny
+    target = int(0.7 * count_parameters(model))
+    cut, _ = shrink(model, tok, rows, held, target, multiple=16)
+    spoiled, report = shrink(model, tok, rows, held, target, multiple=16, heal_steps=2, learning_rate=3.0)
+    assert report["healing"] and report["loss_after"] == report["loss_cut"] and "healing" not in report["summary"]
+    assert all(torch.equal(a, b) for a, b in zip(cut.parameters(), spoiled.parameters()))
+
+
 @pytest.mark.parametrize("max_mb", [0.3, 0.45])
 def test_megabytes_are_those_of_the_file(tmp_path, max_mb):
     prune("tiny", tmp_path / "small", max_mb=max_mb, multiple=1, max_length=160)

@@ -90,11 +90,13 @@ def shrink(
         found = allocate(model, scores, train_rows[:calibration_rows], target, axes, multiple, pad_token_id=pad, curves=curves)
         curves = found['curves']          # those of the first and smallest target hold for every larger one
         small = remove(refit(copy.deepcopy(model), found['kept'], train_rows[:4 * calibration_rows], pad), found['kept'])
-        log, cut = [], mean_loss(small, valid_rows, pad)
+        log = []
+        after = cut = mean_loss(small, valid_rows, pad)
         if heal_steps and found['parameters'] < total:
             with (nullcontext(run) if run else tempfile.TemporaryDirectory()) as folder:
-                small, log = heal(small, model, tokenizer, train_rows, valid_rows, heal_steps, Run(folder), learning_rate=learning_rate, batch_size=batch_size, seed=seed)
-        after = mean_loss(small, valid_rows, pad) if log else cut
+                healed, log = heal(copy.deepcopy(small), model, tokenizer, train_rows, valid_rows, heal_steps, Run(folder), learning_rate=learning_rate, batch_size=batch_size, seed=seed)
+            if (after := mean_loss(healed, valid_rows, pad)) < cut: small = healed   # a small cut can be better left alone
+        after = min(after, cut)
         attempts.append(dict(target=target, parameters=found['parameters'], loss_cut=cut, loss_after=after))
         if tolerance is None or after <= before + tolerance or target >= total: break
         target = (target + total) // 2 if total - target > 0.02 * total else total
@@ -118,7 +120,7 @@ def _in_words(total, wanted, small, found, before, cut, after, heal_steps) -> st
     left, c = count_parameters(small), found['counts']
     if left == total: return f'Nothing was pruned: even the smallest cut raised the validation loss of {before:.3f} past the tolerance.'
     gave_up = f' {wanted / total:.0%} were asked for, which the tolerance did not allow.' if left > wanted else ''
-    healing = f' {cut:.3f} after the cut and {after:.3f} after {heal_steps} steps of healing' if heal_steps else f' {after:.3f} after the cut'
+    healing = f' {cut:.3f} after the cut and {after:.3f} after {heal_steps} steps of healing' if after < cut else f' {cut:.3f} after the cut'
     return (f"{left / total:.0%} of the parameters are left ({left:,} of {total:,}): {c['layers']} layers, {c['kv']} KV groups of {c['heads']} query heads, {c['mlp']} neurons a layer.{gave_up} "
             f'The validation loss was {before:.3f} before,{healing}.')
 
