@@ -43,36 +43,43 @@ class LlamaCache(CachedModel):
         config, self.model, self.length = model.config, model, 0
         self.size = getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads
         shape = (1, config.num_key_value_heads, capacity, self.size)
-        self.keys, self.values = ([torch.empty(shape, dtype=model.dtype, device=model.device) for _ in range(config.num_hidden_layers)] for _ in range(2))
+        self.keys, self.values = ([torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(config.num_hidden_layers)] for _ in range(2))
         self.mask = torch.zeros(1, 0, dtype=torch.long, device=model.device)
 
     def read(self, ids, mask):
         self.mask = torch.cat([self.mask, mask], 1)
-        body, bias = self.model.get_decoder(), self._bias(ids.shape[1])
-        x = body.embed_tokens(ids)
-        cos, sin = (t[:, :, None] for t in body.rotary_emb(x, positions(self.mask)[:, -ids.shape[1]:]))
+        body, real = self.model.get_decoder(), mask.bool()
+        x = body.embed_tokens(ids[real])[None]                                        # the tokens of all rows, one row after the other
+        cos, sin = (t[0, :, None] for t in body.rotary_emb(x, positions(self.mask)[:, -ids.shape[1]:][real][None]))
+        attend = self._look_back() if ids.shape[1] == 1 else self._look_around(mask.sum(1).tolist())
         for i, layer in enumerate(body.layers):
-            x = x + layer.self_attn.o_proj(self._attend(i, layer.self_attn, layer.input_layernorm(x), cos, sin, bias))
+            attention, normed = layer.self_attn, layer.input_layernorm(x)
+            q, k, v = (p(normed)[0].unflatten(-1, (-1, self.size)) for p in (attention.q_proj, attention.k_proj, attention.v_proj))   # (tokens, heads, size)
+            for cache, new in ((self.keys[i], _rotate(k, cos, sin)), (self.values[i], v)): cache.transpose(1, 2)[:, self.length:self.mask.shape[1]][real] = new
+            x = x + attention.o_proj(attend(_rotate(q, cos, sin), self.keys[i], self.values[i], attention.scaling).flatten(1)[None])
             x = x + layer.mlp(layer.post_attention_layernorm(x))
         self.length += ids.shape[1]
-        return self.model.get_output_embeddings()(body.norm(x[:, -1]))
+        return self.model.get_output_embeddings()(body.norm(x[0, mask.sum(1).cumsum(0) - 1]))
 
-    def _bias(self, new: int) -> torch.Tensor:
-        "(rows, 1, new, all): 0 where a position may look, else a large negative number; a padded one may look everywhere before it."
+    def _look_around(self, lengths: list):
+        "Attention of the new tokens of each row (`lengths` of them), row by row."
+        seen = [m.nonzero()[:, 0] for m in self.mask]                                 # the columns of a row that hold tokens
+        size = max(map(len, seen))
+        bias = torch.full((size, size), -torch.inf, dtype=self.model.dtype, device=self.mask.device).triu_(1)   # a row's own is the lower right corner of it
+        def attend(q, keys, values, scale):
+            return torch.cat([F.scaled_dot_product_attention(new.transpose(0, 1)[None], keys[None, i][:, :, at], values[None, i][:, :, at], bias[-len(new):, -len(at):], scale=scale, enable_gqa=True)[0].transpose(0, 1)
+                              for i, (new, at) in enumerate(zip(q.split(lengths), seen))])
+        return attend
+
+    def _look_back(self):
+        "Attention of one new token a row, all rows at once: queries that share their keys are stacked."
         total = self.mask.shape[1]
-        seen = self.mask[:, None, None, :].bool() & (torch.arange(total, device=self.mask.device) <= torch.arange(total - new, total, device=self.mask.device)[:, None])
-        return torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill_(~seen, -1e30)
-
-    def _attend(self, i, attention, x, cos, sin, bias):
-        rows, new, total = *x.shape[:2], self.mask.shape[1]
-        q, k, v = (p(x).view(rows, new, -1, self.size) for p in (attention.q_proj, attention.k_proj, attention.v_proj))
-        keys, values = self.keys[i][:, :, :total], self.values[i][:, :, :total]
-        keys[:, :, self.length:], values[:, :, self.length:] = _rotate(k, cos, sin).transpose(1, 2), v.transpose(1, 2)
-        q = _rotate(q, cos, sin).transpose(1, 2)
-        if new > 1: return F.scaled_dot_product_attention(q, keys, values, bias, scale=attention.scaling, enable_gqa=True).transpose(1, 2).reshape(rows, new, -1)
-        groups = q.reshape(rows, keys.shape[1], -1, self.size)                       # queries that share their keys
-        share = torch.softmax((groups @ keys.transpose(2, 3)).mul_(attention.scaling).add_(bias), -1)
-        return (share @ values).view(rows, 1, -1)
+        bias = torch.zeros(len(self.mask), 1, 1, total, dtype=self.model.dtype, device=self.mask.device).masked_fill_(~self.mask[:, None, None].bool(), -torch.inf)
+        def attend(q, keys, values, scale):
+            groups = q.view(len(q), keys.shape[1], -1, self.size)
+            share = torch.softmax((groups @ keys[:, :, :total].transpose(2, 3)).mul_(scale).add_(bias), -1)
+            return (share @ values[:, :, :total]).flatten(1, 2)
+        return attend
 
     def spread(self, rows):
         self._each(lambda t: t.repeat(rows, *[1] * (t.ndim - 1)))
@@ -85,7 +92,7 @@ class LlamaCache(CachedModel):
         self.mask = change(self.mask)
 
 def _rotate(x, cos, sin):
-    "Rotary positions on (rows, length, heads, size)."
+    "Rotary positions on (tokens, heads, size)."
     half = x.shape[-1] // 2
     return x * cos + torch.cat([-x[..., half:], x[..., :half]], -1) * sin
 
