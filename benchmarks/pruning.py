@@ -111,10 +111,10 @@ def healed(task: dict) -> dict:
 
 
 def pace(task: dict) -> dict:
-    """Tokens a second of the whole and a pruned model, in turn."""
+    """Tokens a second of the whole and a pruned model, 32 rows at once, in turn."""
     from zenbot.measures import speeds
     from zenbot.models import load_model
-    return speeds([load_model(task["whole"]), load_model(task["model"])], rounds=7)[1]
+    return speeds([load_model(task["whole"]), load_model(task["model"])], rounds=7, batch=32, new=64)[1]
 
 
 def peak(task: dict) -> dict:

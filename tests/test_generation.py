@@ -56,7 +56,7 @@ def test_together_is_one_at_a_time(name, data):
 
 
 def test_what_is_a_plain_llama_is_written_out_and_nothing_else():
-    kinds = {name: type(decoder_for(model, 8)) for name, model in MODELS.items()}
+    kinds = {name: type(decoder_for(model)) for name, model in MODELS.items()}
     assert {name for name, kind in kinds.items() if kind is LlamaCache} == {"llama", "biased", "heads"}
     assert {kind for kind in kinds.values()} == {LlamaCache, CachedModel}
 

@@ -172,6 +172,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'zenbot.decoder.LlamaCache._each': ('decoder.html#llamacache._each', 'zenbot/decoder.py'),
                                 'zenbot.decoder.LlamaCache._look_around': ('decoder.html#llamacache._look_around', 'zenbot/decoder.py'),
                                 'zenbot.decoder.LlamaCache._look_back': ('decoder.html#llamacache._look_back', 'zenbot/decoder.py'),
+                                'zenbot.decoder.LlamaCache._make_room': ('decoder.html#llamacache._make_room', 'zenbot/decoder.py'),
                                 'zenbot.decoder.LlamaCache.keep': ('decoder.html#llamacache.keep', 'zenbot/decoder.py'),
                                 'zenbot.decoder.LlamaCache.read': ('decoder.html#llamacache.read', 'zenbot/decoder.py'),
                                 'zenbot.decoder.LlamaCache.spread': ('decoder.html#llamacache.spread', 'zenbot/decoder.py'),

@@ -15,7 +15,7 @@ from transformers import DynamicCache, LlamaForCausalLM, MistralForCausalLM
 # %% ../nbs/04b_decoder.ipynb #8cf0eea9
 class CachedModel:
     "Logits of the next token for rows that grow together; any causal model of transformers."
-    def __init__(self, model, capacity: int = 0):
+    def __init__(self, model):
         self.model, self.cache, self.mask = model, DynamicCache(config=model.config), torch.zeros(1, 0, dtype=torch.long, device=model.device)
         self.numbered = 'position_ids' in inspect.signature(model.forward).parameters
 
@@ -39,15 +39,15 @@ def positions(mask: torch.Tensor) -> torch.Tensor:
 # %% ../nbs/04b_decoder.ipynb #539f4ec4
 class LlamaCache(CachedModel):
     "The same for a Llama, or a Mistral that sees everything, written out: keys and values stay where they are."
-    def __init__(self, model, capacity: int):   # capacity: tokens a row can grow to
+    def __init__(self, model):
         config, self.model, self.length = model.config, model, 0
         self.size = getattr(config, 'head_dim', None) or config.hidden_size // config.num_attention_heads
-        shape = (1, config.num_key_value_heads, capacity, self.size)
-        self.keys, self.values = ([torch.zeros(shape, dtype=model.dtype, device=model.device) for _ in range(config.num_hidden_layers)] for _ in range(2))
+        self.keys, self.values = ([torch.zeros(1, config.num_key_value_heads, 0, self.size, dtype=model.dtype, device=model.device) for _ in range(config.num_hidden_layers)] for _ in range(2))
         self.mask = torch.zeros(1, 0, dtype=torch.long, device=model.device)
 
     def read(self, ids, mask):
         self.mask = torch.cat([self.mask, mask], 1)
+        self._make_room(self.mask.shape[1])
         body, real = self.model.get_decoder(), mask.bool()
         x = body.embed_tokens(ids[real])[None]                                        # the tokens of all rows, one row after the other
         cos, sin = (t[0, :, None] for t in body.rotary_emb(x, positions(self.mask)[:, -ids.shape[1]:][real][None]))
@@ -72,24 +72,28 @@ class LlamaCache(CachedModel):
         return attend
 
     def _look_back(self):
-        "Attention of one new token a row, all rows at once: queries that share their keys are stacked."
-        total = self.mask.shape[1]
-        bias = torch.zeros(len(self.mask), 1, 1, total, dtype=self.model.dtype, device=self.mask.device).masked_fill_(~self.mask[:, None, None].bool(), -torch.inf)
+        "Attention of one new token a row, all rows at once and over all columns, for a slice of them would be copied: queries that share their keys are stacked."
+        seen = F.pad(self.mask, (0, self.keys[0].shape[2] - self.mask.shape[1]))[:, None, None].bool()
+        bias = torch.zeros(seen.shape, dtype=self.model.dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
         def attend(q, keys, values, scale):
             groups = q.view(len(q), keys.shape[1], -1, self.size)
-            share = torch.softmax((groups @ keys[:, :, :total].transpose(2, 3)).mul_(scale).add_(bias), -1)
-            return (share @ values[:, :, :total]).flatten(1, 2)
+            return (torch.softmax((groups @ keys.transpose(2, 3)).mul_(scale).add_(bias), -1) @ values).flatten(1, 2)
         return attend
 
     def spread(self, rows):
-        self._each(lambda t: t.repeat(rows, *[1] * (t.ndim - 1)))
+        self.mask = self.mask.repeat(rows, 1)
+        self._each(lambda t: t.repeat(rows, 1, 1, 1))
 
     def keep(self, rows):
+        self.mask = self.mask[rows]
         self._each(lambda t: t[rows])
+
+    def _make_room(self, tokens: int):
+        missing = tokens - self.keys[0].shape[2]
+        if missing > 0: self._each(lambda t: F.pad(t, (0, 0, 0, -(-missing // 64) * 64)))
 
     def _each(self, change):
         for i in range(len(self.keys)): self.keys[i], self.values[i] = change(self.keys[i]), change(self.values[i])   # one layer after the other: never two whole caches
-        self.mask = change(self.mask)
 
 def _rotate(x, cos, sin):
     "Rotary positions on (tokens, heads, size)."
@@ -98,13 +102,12 @@ def _rotate(x, cos, sin):
 
 # %% ../nbs/04b_decoder.ipynb #6469ab63
 def decoder_for(
-    model,           # a causal model, with an adapter or without
-    capacity: int,   # tokens a row can grow to
+    model,   # a causal model, with an adapter or without
 ) -> CachedModel:
     "The fastest decoder that is exact for this model."
     model = getattr(model, 'get_base_model', lambda: model)()   # an adapter's layers sit inside it
     plain = isinstance(model, (LlamaForCausalLM, MistralForCausalLM)) and sees_everything(model)
-    return (LlamaCache if plain else CachedModel)(model, capacity)
+    return (LlamaCache if plain else CachedModel)(model)
 
 def sees_everything(model) -> bool:
     "False for a sliding window: padding between a shared beginning and the rest would push tokens out of it."
