@@ -54,7 +54,7 @@ class ZenTrainer(Trainer):
     def _get_train_sampler(self, train_dataset=None):
         "Rows by length where there is padding to save. The order comes from seed and epoch alone: transformers draws it from the global generator, and a run that is resumed within an epoch sees other batches."
         if handwritten(self.model): return super()._get_train_sampler(train_dataset)
-        return _ByLength(self.args.train_batch_size * self.args.gradient_accumulation_steps, [len(r['input_ids']) for r in self.train_dataset], self.args.seed, lambda: int(self.state.epoch or 0))
+        return _ByLength(self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size, [len(r['input_ids']) for r in self.train_dataset], self.args.seed, lambda: int(self.state.epoch or 0))
 
     def create_optimizer(self, model=None):
         if self.lora_plus == 1: return super().create_optimizer(model)
