@@ -1,0 +1,38 @@
+"""The labelled messages of the guard: the test is the one that was frozen, and nothing of it stands in what is tuned on."""
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+from sklearn.feature_extraction.text import CountVectorizer
+
+import zenbot
+from zenbot.core import read_jsonl, sha256
+from zenbot.duplicates import normalise, shingles
+
+FOLDER = Path(zenbot.__file__).parent / "safety"
+LABELS = {"danger", "gray", "benign", "off_topic", "medical", "harmful"}
+
+
+def test_the_frozen_test_is_the_one_of_the_card():
+    card = (FOLDER / "DATA_CARD.md").read_text()
+    assert sha256(FOLDER / "test.jsonl") in card
+    counts = Counter(r["label"] for r in read_jsonl(FOLDER / "test.jsonl"))
+    assert counts.keys() == LABELS and all(f"| {n}:" in card or f"| {n} in " in card for n in counts.values())
+    assert counts["danger"] >= 200 and counts["gray"] >= 120 and counts["benign"] >= 350
+
+
+def test_no_message_is_in_both_parts():
+    """Not one pair of messages shares half of its words and word pairs."""
+    dev, test = ([normalise(r["text"]) for r in read_jsonl(FOLDER / f"{part}.jsonl")] for part in ("dev", "test"))
+    count = CountVectorizer(analyzer=shingles, binary=True).fit(dev + test)
+    x, y = count.transform(dev), count.transform(test)
+    common = (x @ y.T).tocoo()
+    either = np.asarray(x.sum(1)).ravel()[common.row] + np.asarray(y.sum(1)).ravel()[common.col] - common.data
+    assert (common.data / either).max() < 0.5
+
+
+def test_every_row_says_what_it_is_and_once():
+    for part in ("dev", "test"):
+        rows = read_jsonl(FOLDER / f"{part}.jsonl")
+        assert all(r.keys() == {"text", "label", "category"} and r["label"] in LABELS and r["text"].strip() for r in rows)
+        assert len({r["text"].lower() for r in rows}) == len(rows)
