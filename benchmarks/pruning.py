@@ -24,12 +24,12 @@ DATA = Path(__file__).parent.parent.parent / "shared" / "data" / "counsel_chat"
 BUDGETS, METHODS = (0.9, 0.8, 0.7), ("vocabulary", "gradient", "magnitude", "random")
 
 
-def token_rows(data: Path, part: str) -> list:
+def token_rows(data: Path, part: str, tokenizer: str = "smollm2-135m") -> list:
     """The rows of a file whose answer fits into 512 tokens."""
     from zenbot.doctor import fit_rows
     from zenbot.prompts import load_prompter, tokenize_rows
     from zenbot.rows import load_rows
-    return fit_rows(tokenize_rows(load_rows(data / f"{part}.jsonl")[0], load_prompter("smollm2-135m"), 512)[0])[0]
+    return fit_rows(tokenize_rows(load_rows(data / f"{part}.jsonl")[0], load_prompter(tokenizer), 512)[0])[0]
 
 
 def training_rows(data: str) -> list:
@@ -137,7 +137,7 @@ def parity(task: dict) -> dict:
         size = os.path.getsize(file) / 1e6
         llama, model = Llama(file, n_ctx=1024, logits_all=True, verbose=False), load_model(task["model"], torch.float32)
         same = total = 0
-        for row in token_rows(Path(task["data"]), "valid"):
+        for row in token_rows(Path(task["data"]), "valid", task["model"]):
             ids = row["input_ids"]
             llama.reset()
             llama.eval(ids)

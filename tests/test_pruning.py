@@ -301,5 +301,5 @@ def test_a_pruned_folder_loads_where_there_is_only_transformers_and_torch(tmp_pa
             f"f = {str(tmp_path / 'small')!r}; m, t = M.from_pretrained(f), T.from_pretrained(f)\n"
             "x = t.apply_chat_template([dict(role='user', content='I wake at three.')], add_generation_prompt=True, return_tensors='pt', return_dict=True)\n"
             "print(m.generate(**x, max_new_tokens=5).shape[1] > x['input_ids'].shape[1], type(m).__name__)")
-    done = subprocess.run([tmp_path / "venv/bin/python", "-c", code], capture_output=True, text=True)
+    done = subprocess.run([tmp_path / "venv/bin/python", "-I", "-c", code], capture_output=True, text=True)
     assert done.stdout.startswith("True "), done.stderr
