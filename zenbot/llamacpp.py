@@ -17,6 +17,7 @@ from safetensors import safe_open
 from .core import BadInput, atomic, read_json, write_text
 from .models import check_folder, load_tokenizer
 from .prompts import render
+from .smoothing import smoothing_of
 from .surgery import refuse_unprunable
 
 # %% ../nbs/18a_llamacpp.ipynb #5d31446e
@@ -30,7 +31,7 @@ def interleave(
 # %% ../nbs/18a_llamacpp.ipynb #5117cd03
 KINDS = dict(f16=gguf.LlamaFileType.MOSTLY_F16, q8_0=gguf.LlamaFileType.MOSTLY_Q8_0, q4_k_m=gguf.LlamaFileType.MOSTLY_Q4_K_M)
 
-def _tensors(folder: Path, config: dict):
+def _tensors(folder: Path, config: dict, factors: dict):   # factors: arrays to multiply the weights with, by their names
     "(name in the file, fp32 array) of every weight, read one at a time."
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config['num_hidden_layers'])
     heads = dict(q_proj=config['num_attention_heads'], k_proj=config['num_key_value_heads'])
@@ -40,7 +41,7 @@ def _tensors(folder: Path, config: dict):
                 if name == 'lm_head.weight' and config.get('tie_word_embeddings') or 'rotary_emb' in name: continue
                 new = names.get_name(name, try_suffixes=('.weight', '.bias'))
                 if new is None: raise BadInput(f'{path} holds {name}, which a plain Llama has not, so it cannot be carried over.')
-                array, part = file.get_tensor(name).float().numpy(), name.split('.')[-2]
+                array, part = file.get_tensor(name).float().numpy() * factors.get(name, np.float32(1)), name.split('.')[-2]
                 yield new, interleave(array, heads[part]) if part in heads else array
 
 def _stored(array: np.ndarray, kind: str) -> gguf.GGMLQuantizationType:
@@ -168,7 +169,7 @@ def _write(folder: Path, config: dict, tokenizer, path: Path, kind: str):
     writer.add_file_type(KINDS[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     _write_tokenizer(writer, folder, tokenizer, config['vocab_size'])
-    for name, array in _tensors(folder, config):
+    for name, array in _tensors(folder, config, smoothing_of(folder) if kind == 'q8_0' else {}):
         stored = _stored(array, kind)
         writer.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(array), stored), raw_dtype=stored)
     writer.write_header_to_file()
