@@ -8,9 +8,9 @@ __all__ = ['FOLDER', 'fold', 'word_lists', 'plain', 'excerpt']
 # %% ../nbs/12c_plain_words.ipynb #44458265
 import re, unicodedata
 from functools import cache
-from pathlib import Path
 
 import yaml
+from .core import package_dir
 
 # %% ../nbs/12c_plain_words.ipynb #54413783
 _INVISIBLE = dict.fromkeys([0xAD, 0x2060, 0xFEFF, *range(0x200B, 0x2010), *range(0x202A, 0x202F), *range(0x2066, 0x206A)])
@@ -32,7 +32,7 @@ def _lookalikes() -> dict:
     return {c: latin[0] for c, f in found.items() if f for latin in [[h['c'] for h in f[0]['homoglyphs'] if h['c'].isascii() and h['c'].isalpha()]] if latin}
 
 # %% ../nbs/12c_plain_words.ipynb #1f8beca1
-FOLDER = Path(__file__).parent/'safety' if '__file__' in globals() else Path('../zenbot/safety')
+FOLDER = package_dir()/'safety'
 
 @cache
 def word_lists() -> dict:
