@@ -19,6 +19,7 @@ from zenbot.llamacpp import _PATTERNS, frames, interleave, modelfile, piece_scor
 from zenbot.models import load_model, load_tokenizer, locate, save_model
 from zenbot.prompts import load_prompter
 from zenbot.scores import score
+from zenbot.smoothing import input_peaks, smoothing
 from zenbot.surgery import remove
 
 needs_llama = pytest.mark.skipif(not importlib.util.find_spec("llama_cpp"), reason="llama-cpp-python is not installed")
@@ -179,6 +180,25 @@ def test_a_push_sends_exactly_what_the_dry_run_named(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.HfApi", Api)
     done = push(folder, "somebody/model", dry_run=False)
     assert sent == dict(repo="somebody/model", private=True, files=[f["file"] for f in done["files"]]) and done["url"].endswith("/1")
+
+
+@pytest.mark.parametrize("heads, kv, bias", [(4, 4, False), (6, 3, False), (8, 2, True)])
+def test_smoothing_changes_no_answer(heads, kv, bias):
+    """The factors of what writes a channel and of what reads it cancel, for any sharing of values between heads, with biases too; and the large channels do become smaller."""
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=97, hidden_size=heads * 8, intermediate_size=64, num_hidden_layers=2, num_attention_heads=heads, num_key_value_heads=kv, attention_bias=bias, mlp_bias=bias)
+    model, texts = LlamaForCausalLM(config).eval(), [torch.randint(0, 97, (40,)).tolist() for _ in range(3)]
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith("bias"): p.normal_()
+            if "layernorm" in name: p[3] = 30
+        before = model(torch.tensor(texts)).logits
+        peaks = input_peaks(model, texts)
+        factors = smoothing(model, peaks)
+        for name, p in model.named_parameters(): p.mul_(factors.get(name, 1))
+        assert (model(torch.tensor(texts)).logits - before).abs().max() < 1e-4 * before.abs().max()
+    spread = lambda found: max(float(p.max() / p.median()) for n, p in found.items() if n.endswith("q_proj"))
+    assert spread(input_peaks(model, texts)) < 0.6 * spread(peaks)
 
 
 # ---- llama.cpp itself ----
