@@ -1,15 +1,13 @@
 """The labelled messages of the guard: the test is the one that was frozen, and nothing of it stands in what is tuned on."""
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 from sklearn.feature_extraction.text import CountVectorizer
 
-import zenbot
 from zenbot.core import read_jsonl, sha256
 from zenbot.duplicates import normalise, shingles
+from zenbot.plain_words import FOLDER
 
-FOLDER = Path(zenbot.__file__).parent / "safety"
 LABELS = {"danger", "gray", "benign", "off_topic", "medical", "harmful"}
 
 

@@ -14,8 +14,7 @@ from conftest import zenbot
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import zenbot as zenbot_package
-from zenbot.core import BadInput, read_json
+from zenbot.core import BadInput, package_dir, read_json
 from zenbot.plan import DEVICES, memory_mb, plan, shape_of
 from zenbot.script import KEYS, full_key, loop_settings, method_of, read_configs, read_overrides, resolve_keys
 
@@ -148,7 +147,7 @@ def test_a_run_that_is_told_to_stop_saves_and_goes_on(home, tmp_path):
 
 def test_a_launched_stage_is_the_same_stage(home, tmp_path):
     """`--launch` hands only the training steps to two processes, which hold the weights twice or (FSDP2) half each; the loss curves are those of one, for blocks of equal length and for rows of any."""
-    config = yaml.safe_load((Path(zenbot_package.__file__).parent / "templates/fsdp2.yaml").read_text())
+    config = yaml.safe_load((package_dir() / "templates/fsdp2.yaml").read_text())
     (tmp_path / "fsdp2.yaml").write_text(yaml.safe_dump(config | dict(use_cpu=True)))
     command = ["run", "smoke", "--until", "stage2", "-p", "stage1.dropout=0.0", "-p", "stage2.method=full"]
     accelerate, curves = f"{Path(sys.executable).parent}/accelerate launch --num_processes 2", {}

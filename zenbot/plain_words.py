@@ -56,7 +56,7 @@ def _once(word: str) -> str:
     return re.sub(r'([a-z])\1{2,}', r'\1', word)
 
 @cache
-def _known() -> frozenset: return frozenset(word_lists()['distinct']) | {'kill', 'die', 'dead', 'cut', 'killing', 'dying', 'hurt', 'myself'}
+def _known() -> frozenset: return frozenset(word_lists()['distinct']) | {'kill', 'die', 'dead', 'cut', 'killing', 'dying', 'hurt'}
 
 def _unmasked(word: str) -> str:
     "k*ll is kill; a word that no star explains stays."
@@ -86,15 +86,12 @@ def _spelt_out(sentence: str) -> str:
     "The sentence with its shorthand replaced and its distinct words mended."
     slang = word_lists()['slang']
     words = [w for w in (w.strip('-_*.!?|') for w in sentence.replace('-', ' ').split()) if w]
-    words = ' '.join(_mended(slang.get(w, w)) for w in words)
-    return _joined(words)
+    return _phrases().sub(lambda m: slang[m[0]], ' '.join(_mended(slang.get(w, w)) for w in words))
 
 @cache
 def _phrases() -> re.Pattern:
     "The shorthand of several words, the longest first."
     return re.compile(r'(?<!\S)(?:' + '|'.join(sorted((re.escape(k) for k in word_lists()['slang'] if ' ' in k), key=len, reverse=True)) + r')(?!\S)')
-
-def _joined(sentence: str) -> str: return _phrases().sub(lambda m: word_lists()['slang'][m[0]], sentence)
 
 # %% ../nbs/12c_plain_words.ipynb #5a88daae
 def excerpt(

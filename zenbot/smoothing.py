@@ -10,6 +10,7 @@ import torch
 from .models import load_model
 from .prompts import load_prompter, render
 from .rows import load_rows
+from .scores import watched
 
 # %% ../nbs/18_smoothing.ipynb #60591c3f
 @torch.no_grad()
@@ -18,18 +19,13 @@ def input_peaks(
     texts: list,   # lists of token ids
 ) -> dict:         # name of a linear layer: largest absolute input of each channel (width,)
     "How large it gets where the linear layers of the decoder read."
-    peaks, hooks = {}, []
-    def watch(name):
-        def note(_, args):
-            here = args[0].abs().flatten(0, -2).amax(0).float()
-            peaks[name] = torch.maximum(peaks.get(name, here), here)
-        return note
-    for name, module in model.named_modules():
-        if name.endswith(('q_proj', 'gate_proj', 'o_proj', 'down_proj')): hooks.append(module.register_forward_pre_hook(watch(name)))
-    try:
+    peaks, modules = {}, {n: m for n, m in model.named_modules() if n.endswith(('q_proj', 'gate_proj', 'o_proj', 'down_proj'))}
+    names = list(modules)
+    def note(i, x):
+        here = x.abs().flatten(0, -2).amax(0).float()
+        peaks[names[i]] = torch.maximum(peaks.get(names[i], here), here)
+    with watched([*modules.values()], note):
         for ids in texts: model(torch.tensor([ids], device=model.device), use_cache=False)
-    finally:
-        for h in hooks: h.remove()
     return peaks
 
 @torch.no_grad()
