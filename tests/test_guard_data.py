@@ -1,4 +1,5 @@
 """The labelled messages of the guard: the test is the one that was frozen, and nothing of it stands in what is tuned on."""
+import re
 from collections import Counter
 
 import numpy as np
@@ -34,3 +35,23 @@ def test_every_row_says_what_it_is_and_once():
         rows = read_jsonl(FOLDER / f"{part}.jsonl")
         assert all(r.keys() == {"text", "label", "category"} and r["label"] in LABELS and r["text"].strip() for r in rows)
         assert len({r["text"].lower() for r in rows}) == len(rows)
+
+
+def test_answers_of_both_parts_are_labelled_and_apart():
+    dev, test = ([r["text"].lower() for r in read_jsonl(FOLDER / f"answers_{part}.jsonl")] for part in ("dev", "test"))
+    assert not set(dev) & set(test)
+    for part in ("dev", "test"):
+        rows = read_jsonl(FOLDER / f"answers_{part}.jsonl")
+        assert all(r.keys() == {"asked", "text", "label", "category"} and r["label"] in {"bad", "fine"} for r in rows)
+
+
+def test_no_crisis_number_that_has_no_source_stands_in_an_answer():
+    known = (FOLDER / "helplines.yaml").read_text()
+    for part in ("dev", "test"):
+        for r in read_jsonl(FOLDER / f"answers_{part}.jsonl"):
+            for number in re.findall(r"\b(?:\d{3,5}[ -]?){2,}\d+\b|\b\d{5,}\b", r["text"]): assert number in known, r["text"]
+
+
+def test_the_card_counts_the_files():
+    card = (FOLDER / "DATA_CARD.md").read_text()
+    for name in ("test", "dev", "answers_dev", "answers_test"): assert f"| `{name}.jsonl` | {len(read_jsonl(FOLDER / f'{name}.jsonl')):,} |" in card
