@@ -11,7 +11,7 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).parent.parent
 SHARED = ROOT.parent / "shared" / "data"
-STAGES = ["data", "stage1", "stage2", "pruning", "evaluation"]
+STAGES = ["data", "stage1", "stage2", "pruning", "evaluation", "guard", "robustness"]
 
 
 def shared(name: str) -> Path:

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 import zenbot.guard as guard
+from conftest import zenbot_here
 from zenbot.core import read_jsonl
 from zenbot.guard import _SAFE, LAYERS, carried, decide, original_guard, read_message
 from zenbot.opinion import choose_thresholds, danger_score, opinion, recall_at, windows
@@ -143,3 +144,34 @@ def test_frozen_test_keeps_its_figures():
     assert of("danger", {"crisis"}) >= 0.97 and of("danger", {"refuse", "redirect"}) == 0
     assert of("benign", {"crisis"}) <= 0.01
     assert LAYERS == ("phrases", "meaning")
+
+
+def test_the_command_decides_one_message_and_files(tmp_path):
+    one = zenbot_here("guard", "I can't sleep", "--json", home=tmp_path)
+    assert one.returncode == 0 and sane(json.loads(one.stdout))
+    (tmp_path / "rows.jsonl").write_text('{"text": "I want to die"}\n{"no": 1}\nnot json\n{"text": "how do I bake bread"}\n')
+    many = zenbot_here("guard", "--file", "rows.jsonl", "--country", "GB", "--json", home=tmp_path)
+    found = [json.loads(l) for l in many.stdout.splitlines()]
+    assert [f["route"] for f in found] == ["crisis", "redirect"] and "116 123" in found[0]["reply"]
+    assert "left out: 2, line 2, 3" in many.stderr
+    assert "tier" in zenbot_here("guard", "I want to die", home=tmp_path).stdout
+
+
+@pytest.mark.parametrize("args, message", [([], "Give either"), (["hello", "--file", "x.jsonl"], "Give either"), (["hello", "--country", "Atlantis"], "two letters"), (["--file", "empty.jsonl"], "no row with a text")])
+def test_bad_input_to_the_command_is_a_sentence(tmp_path, args, message):
+    (tmp_path / "empty.jsonl").write_text('{"a": 1}\n')
+    done = zenbot_here("guard", *args, home=tmp_path)
+    assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_command_perturbs_a_file(tmp_path):
+    (tmp_path / "in.jsonl").write_text('{"text": "How can I calm down before the exam?"}\n')
+    done = zenbot_here("perturb", "--file", "in.jsonl", "--out", "out.jsonl", "--json", home=tmp_path)
+    row, = read_jsonl(tmp_path / "out.jsonl")
+    assert json.loads(done.stdout)["accepted"] == len(row["perturbations"]) >= 3 and row["original"].startswith("How can I")
+    assert "new file" in zenbot_here("perturb", "--file", "in.jsonl", "--out", "in.jsonl", home=tmp_path).stderr
+
+
+def test_no_message_is_written_to_disk(tmp_path):
+    zenbot_here("guard", "a very particular sentence about my grandmother", home=tmp_path)
+    assert not any(p.is_file() for p in tmp_path.rglob("*"))

@@ -65,7 +65,7 @@ def test_what_is_up_to_date_is_not_run_again(smoke, tmp_path):
 
 def test_a_changed_parameter_runs_its_stage_and_what_follows(smoke, tmp_path):
     copy_of(smoke, tmp_path)
-    assert executed(tmp_path, "-p", "pruning.mode=zero", "-p", "pruning.fraction=0.25") == ["pruning", "evaluation"]
+    assert executed(tmp_path, "-p", "pruning.mode=zero", "-p", "pruning.fraction=0.25") == ["pruning", "evaluation", "robustness"]
     assert read_json(tmp_path / "runs/smoke/results/pruning.json")["wanted"] == 8
 
 
@@ -112,7 +112,7 @@ def test_a_failing_stage_shows_its_cell_keeps_its_notebook_and_goes_on_later(smo
     assert failed.returncode == 1 and "Stage evaluation failed in cell" in failed.stderr and "goes on from evaluation" in failed.stderr
     assert "Traceback" not in failed.stderr
     assert any(o["output_type"] == "error" for c in read_json(run / "notebooks/12_evaluation.ipynb")["cells"] for o in c.get("outputs", []))
-    assert executed(tmp_path) == ["evaluation"]
+    assert executed(tmp_path) == ["evaluation", "guard", "robustness"]
 
 
 def test_two_runs_do_not_share_a_folder(smoke, tmp_path):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'judge_app', 'run', 'status', 'notebooks', 'audit', 'doctor', 'evaluate', 'judge_train', 'judge_audit',
-           'tasks', 'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'work', 'main']
+           'tasks', 'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'guard', 'perturb_file', 'work', 'main']
 
 # %% ../nbs/20_cli.ipynb #70e8547a
 import json, os, shutil, sys, time
@@ -414,6 +414,62 @@ def export(
     done = to_gguf(folder, out, quant)
     print(json.dumps(done) if as_json else f"{done['file']}: {done['mb']:.1f} MB, {done['kind']} ({', '.join(f'{n} {t}' for t, n in done['tensors'].items())})\nFor Ollama: ollama create NAME -f {done['modelfile']}")
 
+# %% ../nbs/20_cli.ipynb #2caa531e
+def _texts(file: Path) -> list:   # of str
+    "The `text` of every row of a file; rows without one are named on stderr, and a file of only such rows is an error."
+    from zenbot.rows import read_rows
+    rows = [(raw.line, raw.value.get('text') if isinstance(raw.value, dict) else None) for raw in read_rows(file)]
+    without = [str(line) for line, text in rows if not isinstance(text, str)]
+    if len(without) == len(rows): raise BadInput(f'{file} holds no row with a text: write one JSON object a line, as in {{"text": "I cannot sleep"}}.')
+    if without: print(f"zenbot: rows without a text were left out: {len(without)}, line {', '.join(without[:5])}{' …' if len(without) > 5 else ''}.", file=sys.stderr)
+    return [text for _, text in rows if isinstance(text, str)]
+
+# %% ../nbs/20_cli.ipynb #72af28f8
+@app.command()
+def guard(
+    text: Annotated[Optional[str], typer.Argument(help='A message; or name a file.')] = None,
+    file: Annotated[Optional[Path], typer.Option(help='Rows with a text (JSONL, CSV, …); a decision a line.')] = None,
+    country: Annotated[str, typer.Option(help='Whose crisis line is named: GB, US, … or a locale; from the environment if not given.')] = '',
+    phrases_only: Annotated[bool, typer.Option('--phrases-only', help='Without the encoder: a tenth of a millisecond a message, and most of what is said without words of danger is missed.')] = False,
+    as_json: Annotated[bool, typer.Option('--json', help='A JSON object a message on stdout, nothing else.')] = False,
+):
+    "What a message needs: tier, route, reasons and a reply. An engineering guard, no clinical judgement; nothing is stored."
+    from zenbot.guard import LAYERS, decide
+    from zenbot.replies import country_of
+    if (text is None) == (file is None): raise BadInput('Give either a message (zenbot guard "I cannot sleep") or a file of them (--file FILE).')
+    if country: country_of(country)
+    for message in [text] if file is None else _texts(file):
+        found = decide(message, country=country or None, layers=LAYERS[:1] if phrases_only else LAYERS)
+        if as_json: print(json.dumps(found, ensure_ascii=False), flush=True)
+        else: print(_decision(found))
+
+def _decision(found: dict) -> str:
+    "A decision for a person at a terminal."
+    def reason(r): return f"  {r['layer']}: {r['kind'].replace('_', ' ')}" + (f" “{r['text'][:80]}”" if r['layer'] == 'phrases' else f" ({r['probability']:.0%} danger)" if 'probability' in r else '') + (f", without weight: {r['excuse']}" if r.get('excuse') else '')
+    return '\n'.join([f"{found['text'][:200]}", f"tier {found['tier']}, {found['route']}", *map(reason, found['reasons']), '', *(f'  {l}' for l in found['reply'].splitlines()), ''])
+
+# %% ../nbs/20_cli.ipynb #221e4669
+@app.command(name='perturb')
+def perturb_file(
+    file: Annotated[Path, typer.Option(help='Rows with a text (JSONL, CSV, …).')],
+    out: Annotated[Path, typer.Option(help='The file to write: a row a text with its variants, and those that were rejected.')],
+    families: Annotated[str, typer.Option(help='Which kinds of variants.')] = 'synonyms,syntax,typos,roles,dialect',
+    each: Annotated[int, typer.Option(help='Variants of a family and text, at most.')] = 1,
+    seed: Annotated[int, typer.Option(help='The same seed gives the same variants.')] = 0,
+    as_json: Json = False,
+):
+    "Variants that keep the meaning of messages; those that do not are written beside them with the reason."
+    from zenbot.core import write_jsonl
+    from zenbot.perturbations import perturb
+    if out.is_dir() or out.resolve() == file.resolve(): raise BadInput(f'{out} is a folder, or the file that is read; name a new file.')
+    if each < 1: raise BadInput('--each is a number of variants, so 1 or more.')
+    texts = _texts(file)
+    kept, rejected = perturb(texts, tuple(filter(None, (f.strip() for f in families.split(',')))), each, seed)
+    write_jsonl(out, (dict(original=t, perturbations=k, rejected=[{n: r[n] for n in ('prompt', 'family', 'reason')} for r in rejected if r['original'] == t]) for t, k in zip(texts, kept)))
+    found = dict(texts=len(texts), accepted=sum(map(len, kept)), rejected=len(rejected), out=str(out))
+    print(json.dumps(found) if as_json else f"{found['accepted']} variants of {len(texts)} texts are in {out}; {len(rejected)} more did not keep the meaning and stand beside them with the reason.")
+
+# %% ../nbs/20_cli.ipynb #da0f1b81
 @app.command(hidden=True)
 def work(job: Path):
     "One process of a launched training: for launchers, not for people."

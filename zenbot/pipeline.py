@@ -34,6 +34,8 @@ STAGES = (
     Stage('pruning', '10_pruning.ipynb', (*_DATA[:2], 'stage2_merged'), ('final_merged_pruned', 'results/pruning.json')),
     Stage('evaluation', '12_evaluation.ipynb', ('data/test.jsonl', 'data/train.jsonl', 'stage1_merged', 'stage2_merged', 'final_merged_pruned'),
           ('results/leaderboards_full.json', 'results/metrics.json', 'results/test_results.json')),
+    Stage('guard', '13_guard.ipynb', (), ('results/guard.json',)),
+    Stage('robustness', '14_robustness.ipynb', ('data/test.jsonl', 'final_merged_pruned'), ('results/model_outputs.jsonl', 'results/robustness.json', 'robustness.html')),
 )
 NAMES = tuple(s.name for s in STAGES)
 
