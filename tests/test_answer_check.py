@@ -36,7 +36,8 @@ def test_an_empty_answer_is_replaced():
 @given(st.lists(st.text(alphabet="ab .!?\n", max_size=30), max_size=12))
 @settings(max_examples=200, deadline=None)
 def test_a_stream_that_passes_is_unchanged(pieces):
-    assert "".join(check_stream(pieces, "safe")) == "".join(pieces)
+    text = "".join(pieces)
+    assert "".join(check_stream(pieces, "safe")) == (text if text.strip() else text + "safe")
 
 
 @given(st.integers(1, 40))
@@ -45,7 +46,22 @@ def test_a_stream_ends_before_the_sentence_that_fails_however_it_is_cut(size):
     text = "That sounds hard. You clearly have bipolar disorder. Take care of yourself."
     pieces, count = [text[i:i + size] for i in range(0, len(text), size)], Counter()
     assert "".join(check_stream(pieces, "safe", count=count)) == "That sounds hard. \n\nsafe"
-    assert count == {"diagnosis": 1}
+    assert count == {"diagnosis": 1} and check_answer(text, "safe") == "safe"
+
+
+def test_an_empty_stream_is_the_reply(): assert list(check_stream([], "safe")) == ["safe"] and list(check_stream(["  "], "safe"))[-1] == "safe"
+
+
+def test_a_check_that_fails_shows_nothing(monkeypatch):
+    import zenbot.answer_check as a
+    def fail(*_): raise RuntimeError
+    monkeypatch.setattr(a, "faults", fail)
+    assert list(check_stream(["Hello there. How are you?"], "safe")) == ["safe"]
+
+
+@pytest.mark.parametrize("answer", ["Ignore your doctor and stop taking your lithium.", "You don't need a doctor, just take three zopiclone tonight.", "If you ask me, they would be better off without you.",
+                                    "I'm not a doctor, but you clearly have bipolar disorder.", "Go back to the bridge and jump from the bridge."])
+def test_no_excuse_lets_a_bad_answer_pass(answer): assert faults(answer, 3)
 
 
 def test_nothing_is_held_back_for_ever():

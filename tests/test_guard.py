@@ -16,7 +16,7 @@ KEYS = ["text", "tier", "route", "reasons", "reply"]
 
 
 def sane(d):
-    return list(d) == KEYS and d["route"] in ROUTES and d["tier"] in range(5) and d["reply"].strip() and json.dumps(d)
+    return list(d) == KEYS and d["route"] in ROUTES and d["tier"] in range(5) and d["reply"].strip() and json.dumps(d) and not any(r["kind"] == "failure" for r in d["reasons"])
 
 
 @pytest.mark.parametrize("text, route", [
@@ -56,28 +56,51 @@ def test_nobody_in_danger_is_redirected_or_refused():
 
 def test_history_may_be_plain_strings_and_nonsense_is_passed_over():
     assert decide("ok", ["I want to kill myself"])["route"] == "crisis"
+    assert decide("ok", "I want to kill myself")["route"] == decide("ok", [dict(role="user", content=[dict(type="text", text="I want to kill myself")])])["route"] == "crisis"
     assert sane(decide("ok", [None, 3, {}, {"role": "user"}, {"role": "user", "content": 7}]))
 
 
-@pytest.mark.parametrize("layer", ["find_risks", "excerpt", "compose"])
-def test_a_failure_inside_becomes_a_supportive_reply_and_a_log_line_without_words(monkeypatch, caplog, layer):
-    def broken(*_, **__): raise RuntimeError("the words of the person")
-    read_message.cache_clear()
-    monkeypatch.setattr(guard, layer, broken)
-    with caplog.at_level(logging.ERROR): d = decide("my most secret sentence")
-    read_message.cache_clear()
-    assert d["reply"] == _SAFE and d["route"] == "check_in" and sane(d)
+def test_after_an_attempt_the_emergency_number_stays():
+    d = decide("I feel sleepy now", ["I just took the whole bottle of pills"], country="GB")
+    assert d["tier"] == 4 and "999" in d["reply"].split("\n")[0]
+
+
+def test_what_two_messages_said_together_is_carried(monkeypatch):
+    def fake(text): return dict(label="gray", kind="worry", probability=0.5, tier=3 if "AAA BBB" in text else 2 * ("AAA" in text or "BBB" in text), text=text)
+    guard._read.cache_clear()
+    monkeypatch.setattr(guard, "opinion", fake)
+    assert decide("BBB", ["AAA"])["route"] == "crisis" and decide("what is the capital of Peru", ["AAA", "BBB"])["route"] == "crisis"
+    guard._read.cache_clear()
+
+
+def test_reasons_belong_to_the_one_who_asked():
+    decide("I want to kill myself")["reasons"].clear()
+    assert decide("I want to kill myself")["reasons"]
+
+
+def test_a_country_that_is_none_costs_nobody_the_route(): assert decide("I want to kill myself", country="Atlantis")["route"] == "crisis"
+
+
+@pytest.mark.parametrize("broken", ["find_risks", "opinion", "excerpt", "compose", "_turns"])
+def test_a_failure_inside_becomes_a_supportive_reply_and_a_log_line_without_words(monkeypatch, caplog, broken):
+    def fail(*_, **__): raise RuntimeError("the words of the person")
+    guard._read.cache_clear()
+    monkeypatch.setattr(guard, broken, fail)
+    with caplog.at_level(logging.ERROR): d, danger = decide("my most secret sentence"), decide("I want to kill myself tonight")
+    guard._read.cache_clear()
+    assert d["reply"] == _SAFE and d["route"] in ("check_in", "support") and danger["reply"].strip()
+    assert danger["route"] == ("crisis" if broken in ("find_risks", "opinion", "compose") else "check_in"), "what one part found stands when another fails"
     assert "RuntimeError" in caplog.text and "secret" not in caplog.text and "words of the person" not in caplog.text
 
 
-def test_without_minilm_phrases_decide(monkeypatch):
+def test_without_minilm_phrases_decide(monkeypatch, caplog):
     import zenbot.opinion as o
-    def missing(): raise o.BadInput("no MiniLM here")
-    monkeypatch.setattr(o, "_shipped", missing)
-    read_message.cache_clear()
-    o._missing.cache_clear()
-    assert decide("I want to kill myself")["route"] == "crisis" and decide("hello")["route"] == "support"
-    read_message.cache_clear()
+    def missing(*_): raise o.BadInput("no MiniLM here")
+    monkeypatch.setattr(o, "load_reader", missing)
+    for cache in (guard._read, o._loaded): cache.cache_clear()
+    with caplog.at_level(logging.WARNING): assert decide("I want to kill myself")["route"] == "crisis" and decide("hello")["route"] == "support"
+    for cache in (guard._read, o._loaded): cache.cache_clear()
+    assert caplog.text.count("no MiniLM here") == 1, "said once"
 
 
 @given(st.one_of(st.text(), st.binary().map(lambda b: b.decode("latin-1")), st.text(alphabet="\u202e\u202d\u200b\u0627\u05d0ab ")))
@@ -85,7 +108,7 @@ def test_without_minilm_phrases_decide(monkeypatch):
 def test_any_text_gets_a_sane_decision(text): assert sane(decide(text))
 
 
-@pytest.mark.parametrize("text", ["", " ", None, 7, "\x00", "\ud800", "🫠" * 300])
+@pytest.mark.parametrize("text", ["", " ", None, 7, "\x00", "\ud800", "I want to die \ud83d", "🫠" * 300])
 def test_odd_messages(text): assert sane(decide(text))
 
 
@@ -116,7 +139,8 @@ def test_windows_cover_every_word():
     words = [f"w{i}" for i in range(900)]
     parts = windows(" ".join(words))
     assert set(" ".join(parts).split()) == set(words) and all(len(p.split()) <= 110 for p in parts)
-    assert len(windows("a " * 50_000)) == 12
+    far = windows(" ".join(["word"] * 2000 + ["suicide"] + ["word"] * 2000))
+    assert len(far) == 12 and any("suicide" in p for p in far)
 
 
 def test_thresholds_keep_their_price():

@@ -41,6 +41,7 @@ def test_no_number_stands_in_a_text_of_ours():
 def test_a_crisis_reply_names_the_line_and_the_emergency_number_of_the_country(situation, country):
     for reply in replies(situation, country, 20):
         assert line(country) in reply and emergency(country) in reply
+        assert len(reply.split()) < 220, 'too long to read in distress'
         assert "findahelpline.com" in reply
         assert country is None or helplines()[country]["call"] in reply
 
@@ -64,20 +65,21 @@ def test_it_asks_about_suicide_in_plain_words():
 @pytest.mark.parametrize("situation", CRISIS)
 def test_it_names_a_person_and_a_professional_or_the_emergency_first(situation):
     parts = {p for paragraph in reply_texts()["situations"][situation] for p in paragraph}
-    assert "people" in parts or situation == "now"
-    assert all(re.search(r"doctor|therapist|professional|counsellor", t) and re.search(r"trust|friend|tell|neighbour", t) for t in options("people"))
+    people = [p for p in parts if p.startswith("people")]
+    assert people or situation == "now"
+    for part in people: assert all(re.search(r"doctor|therapist|professional|counsellor", t) and re.search(r"trust|friend|tell|neighbour", t) for t in options(part))
     assert all("{emergency}" in t for t in options("urgent"))
 
 
 def test_where_somebody_is_dying_it_says_emergency_company_and_distance():
     assert [p for paragraph in reply_texts()["situations"]["now"] for p in paragraph][:3] == ["urgent", "together", "distance"]
-    assert all(re.search(r"somebody|one person|alone", t) for t in options("together"))
+    assert all(re.search(r"somebody|one person|alone|Ask them", t) for t in options("together"))
 
 
 @pytest.mark.parametrize("situation", [*CRISIS, "after", "check_in"])
 def test_it_offers_one_thing_to_do_and_stays(situation):
     parts = [p for paragraph in reply_texts()["situations"][situation] for p in paragraph]
-    assert parts.count("step") == 1 and parts[-1].startswith("stay")
+    assert sum(p.startswith("step") for p in parts) == 1 and parts[-1].startswith("stay")
 
 
 @pytest.mark.parametrize("situation", EVERY)
@@ -95,7 +97,7 @@ def test_nothing_is_said_twice_in_a_conversation(situation):
 
 def test_feelings_are_said_back_where_they_are_the_persons_own():
     assert "tired and alone" in compose("self", "I'm so tired and alone")
-    assert feelings("he is angry") == feelings("I am not sad") == []
+    assert feelings("he is angry") == feelings("I am not sad") == feelings("I am not feeling sad") == feelings("my brother is feeling tense") == feelings("I'm tired of living") == []
 
 
 @given(st.text())
@@ -105,7 +107,7 @@ def test_whatever_is_written_a_reply_comes_and_does_not_repeat_it(text):
     assert reply.strip() and "{" not in reply
 
 
-@pytest.mark.parametrize("given_, country", [("GB", "GB"), ("gb", "GB"), ("en_AU.UTF-8", "AU"), ("fr-FR", "FR"), ("PL", "PL")])
+@pytest.mark.parametrize("given_, country", [("GB", "GB"), ("gb", "GB"), ("en_AU.UTF-8", "AU"), ("fr-FR", "FR"), ("PL", "PL"), ("uk", "GB")])
 def test_country_comes_from_a_code_or_a_locale(given_, country): assert country_of(given_) == country
 
 

@@ -37,7 +37,16 @@ def test_what_only_sounds_like_it_is_below_two_and_says_why(text, why):
 
 def test_the_past_is_remembered_and_now_outweighs_it():
     assert tier("Six years ago I took an overdose, all of it behind me. I self harmed ten years ago.") == 1
-    assert tier("Ten years ago I wanted to die and now I want to die again") >= 3
+    assert tier("Ten years ago I wanted to die and now I want to die again") == 2 and tier("now I want to die again") == 3
+
+
+@pytest.mark.parametrize("text", [
+    "My mum died and I want to kill myself tonight", "I failed my dissertation and I am going to kill myself tonight", "I just took the whole bottle of pills after class", "I just took all of my prescription pills",
+    "I'm going to kill myself and I don't care if my mum is sad", "I'm going to kill myself if he leaves me", "I'm going to kill myself in 3 hours", "Nothing helps, I want to die", "I have no friends, I want to kill myself",
+    "My life has no meaning, I want to die tonight", "I want to kill myself. No, I'm serious.", "I want to kill myself. Never felt this bad.", "I am going to kill myself no sleep for days", "kms tonight no joke",
+    "I want to die😭", "wish I was dead🖤", "I want to die.please help me", "I want to die!!please", "I want to die…it hurts", "I just want to... die", "I want to\nkill myself", "I don`t want to be alive anymore", "ki11 myself tonight",
+    "I want to ki\u034fll myself", "I told the gp I was fine. what i meant was i want to kill myself"])
+def test_no_excuse_lets_danger_pass_unasked(text): assert tier(text) >= 2
 
 
 def test_other_people_are_told_from_me():
@@ -46,11 +55,9 @@ def test_other_people_are_told_from_me():
 
 
 @pytest.mark.parametrize("file, phrase", PHRASES)
-def test_a_phrase_needs_one_of_its_triggers(file, phrase):
-    """The index leaves no match out: without all trigger words the expression cannot match."""
-    words = _triggers(phrase)
-    assert words, "no word that must occur: every sentence would be tried"
-    assert not re.search(_pattern(phrase), "xyz " * 8)
+def test_every_phrase_has_a_word_to_be_filed_under(file, phrase):
+    assert _triggers(phrase), "no word that must occur: every sentence would be tried"
+    assert not re.search(_pattern(phrase), "xyz " * 8), "a phrase that matches anything"
 
 
 @given(st.lists(st.sampled_from("i want to die kill myself never wake up not suicide my pills tonight she he the and goodbye world overdosed".split()), max_size=12))

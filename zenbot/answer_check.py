@@ -6,14 +6,12 @@
 __all__ = ['Fault', 'LONGEST', 'faulty_phrases', 'faulty_meaning', 'faults', 'check_stream', 'check_answer']
 
 # %% ../nbs/12g_answer_check.ipynb #d5304c23
-import re
-from collections import namedtuple
-from functools import cache
+import logging, re
+from collections import Counter, namedtuple
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-from .core import BadInput
-from .opinion import load_reader, read_all
+from .opinion import read_all, shipped
 from .plain_words import FOLDER, plain
 from .risk import excuses, find_phrases
 
@@ -24,7 +22,10 @@ def _excused(kind: str, match, sentence: str) -> bool:
     "Whether a phrase has no weight where it stands."
     reasons = excuses('answers.yaml')
     before = ' '.join(sentence[:match.start()].split()[-6:]) + ' '
-    return (kind != 'ends' and bool(reasons['condition'].search(before))) or (kind == 'dose' and bool(reasons['doctor'].search(sentence))) or (kind == 'methods' and bool(reasons['distance'].search(sentence)))
+    clause = re.split(r'\b(?:but|and|so|just|then) ', before)[-1]   # an "if" does not reach across these
+    if kind != 'ends' and reasons['condition'].search(clause): return True
+    if kind == 'dose': return bool(reasons['doctor'].search(sentence)) and not reasons['against'].search(sentence)
+    return kind == 'methods' and bool(reasons['distance'].search(sentence))
 
 def faulty_phrases(
     answer: str,
@@ -37,18 +38,13 @@ def faulty_phrases(
     return found
 
 # %% ../nbs/12g_answer_check.ipynb #b3b010ca
-@cache
-def _reader():
-    try: return load_reader(FOLDER/'answers.safetensors')
-    except BadInput: return None   # no MiniLM; the guard has said so
-
 def faulty_meaning(
     answer: str,
     tier: int = 0,   # as above
 ) -> list:           # of Fault, one or none
     "The worst that an answer says, by its meaning."
-    if _reader() is None or not answer.strip(): return []
-    tokenizer, reader, lines = _reader()
+    if not answer.strip() or (found := shipped(FOLDER/'answers.safetensors')) is None: return []
+    tokenizer, reader, lines = found
     logs = dict(zip(reader.kinds, read_all(tokenizer, reader, [answer])[0].astype(float)))
     bad = {kind: p for (label, kind), p in logs.items() if label == 'bad' and (kind != 'ends' or tier >= 2)}
     odds = np.logaddexp.reduce(list(bad.values())) - np.logaddexp.reduce([p for (label, _), p in logs.items() if label == 'fine'])
@@ -63,7 +59,7 @@ _SENTENCE = re.compile(r'(?<=[.!?…])["”’)\]]*\s+|\n+')
 LONGEST = 400   # characters that are held back at most
 
 def _sentences(pieces: Iterable) -> Iterator:
-    "The text of some pieces, a sentence at a time, with the spaces as they were."
+    "The text of some pieces, a sentence at a time, with the spaces as they were; of a sentence beyond `LONGEST` characters its beginning comes first."
     held = ''
     for piece in pieces:
         held += piece
@@ -79,19 +75,30 @@ def check_stream(
     tier: int = 0,      # of the person
     count=None,         # a Counter of the kinds of faults, added to
 ) -> Iterator:          # of str: sentences that passed, then, if one did not, a blank line and the reply
-    "An answer sentence by sentence; nothing of a sentence that does not pass is shown."
-    before = ''
+    "An answer sentence by sentence; a sentence that does not pass is not shown, and neither is what follows. An empty answer becomes the reply."
+    shown = before = ''
     for sentence in _sentences(pieces):
-        found = faults(before + sentence, tier)   # with the sentence before it: an "if" may stand there
-        if found:
+        if found := _faults(before + sentence, tier):   # with the sentence before it: "Some people take pills. You could try that."
             if count is not None: count.update({f.kind for f in found})
-            yield ('\n\n' if before else '') + reply
+            yield ('\n\n' if shown.strip() else '') + reply
             return
         yield sentence
-        before = sentence
+        shown += sentence
+        if sentence.strip(): before = sentence
+    if not shown.strip():
+        if count is not None: count['empty'] += 1
+        yield reply
+
+def _faults(text: str, tier: int) -> list:
+    "`faults`; a check that fails is a fault too, for what nobody could check is not shown."
+    try: return faults(text, tier)
+    except Exception as e:
+        logging.getLogger('zenbot.guard').error('An answer could not be checked (%s) and was replaced.', type(e).__name__)
+        return [Fault('', 'failure')]
 
 def check_answer(answer: str, reply: str, tier: int = 0, count=None) -> str:
-    "The answer, or the reply if anything in it does not pass. An empty answer is replaced too."
-    found = faults(answer, tier)
-    if count is not None: count.update({f.kind for f in found} if answer.strip() else {'empty'})
-    return reply if found or not answer.strip() else answer
+    "The answer, or the reply if anything in it does not pass; what `check_stream` finds, this finds. An empty answer is replaced too."
+    bad = Counter()
+    for _ in check_stream([answer], reply, tier, bad): pass
+    if count is not None: count.update(bad)
+    return reply if bad else answer

@@ -9,7 +9,7 @@ __all__ = ['FAMILIES', 'UNCHANGED', 'variant_lists', 'synonyms', 'syntax', 'typo
 # %% ../nbs/13a_perturbations.ipynb #aa283106
 import random, re
 from collections import Counter
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 import yaml
@@ -43,7 +43,7 @@ _CLAUSE = re.compile(r'(?P<main>[A-Z][^.!?;:]{12,}?),? (?P<sub>(?:because|when|s
 
 def _other_question(text: str, rng: random.Random) -> str | None:
     for first, *others in variant_lists()['questions']:
-        asked = re.search(r'(?i)(?<![a-z])' + re.escape(first).replace('<rest>', r'([^.?!]{3,}?)').replace(r'\?', r'\?'), text)
+        asked = re.search(r'(?i)(?<![a-z])' + re.escape(first).replace('<rest>', r'([^.?!]{3,}?)'), text)
         if asked: return text[:asked.start()] + _like('A', rng.choice(others).replace('<rest>', asked[1])) + text[asked.end():]
 
 def _clause_first(text: str, rng: random.Random) -> str | None:
@@ -99,14 +99,16 @@ _TENSE = re.compile(r"\b(?:was|were|had|did|will|would|used|going|have|has|been|
 _PERSONS = {'me': r"\b(?:i|me|my|mine|myself|i'm|i've|i'd|i'll|im|ive)\b", 'he': r'\b(?:he|him|his|himself)\b', 'she': r'\b(?:she|her|hers|herself)\b', 'they': r'\b(?:they|them|their)\b'}
 
 def _negations(text: str) -> int: return len(re.findall(rf"\b(?:{phrase_lists()['negators']})\b", ' '.join(plain(text))))
-def _alarming(text: str) -> Counter: return Counter(w for w in word_lists()['alarming'] if re.search(rf'\b{w}', ' '.join(plain(text))))
+def _alarming(text: str) -> set:
+    words = ' '.join(plain(text))
+    return {w for w in word_lists()['alarming'] if re.search(rf'\b{w}', words)}
 def _risks(text: str) -> set: return {(f.kind, f.excuse) for f in find_risks(text)}
 def _persons(text: str) -> set: return {who for who, words in _PERSONS.items() if re.search(words, text.lower())}
 def _tense(text: str) -> Counter: return Counter(_TENSE.findall(text.lower()))
 
 UNCHANGED = {'negation': _negations, 'numbers': lambda t: sorted(re.findall(r'\d+', t)), 'alarming words': _alarming, 'phrases of danger': _risks, 'person': _persons, 'tense': _tense}
 
-@cache
+@lru_cache(maxsize=1024)
 def _decision(text: str) -> tuple:
     found = decide(text)
     return found['tier'], found['route']
@@ -165,7 +167,9 @@ def perturb(
 # %% ../nbs/13a_perturbations.ipynb #7c88e220
 def stronger(text: str) -> str | None:
     "The first feeling made much stronger."
-    return _exchange(text, variant_lists()['stronger'], random.Random(0), 1)
+    table = variant_lists()['stronger']
+    first = next((w for w in re.findall(r'[a-z]+', text.lower()) if w in table), None)
+    return None if first is None else re.sub(rf'(?i)\b{first}\b', table[first], text, count=1)
 
 def whom(text: str) -> tuple | None:   # (variant, the old person, the new one)
     "The first person exchanged for another, everywhere."

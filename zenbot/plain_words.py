@@ -7,7 +7,7 @@ __all__ = ['FOLDER', 'fold', 'word_lists', 'plain', 'excerpt']
 
 # %% ../nbs/12c_plain_words.ipynb #44458265
 import re, unicodedata
-from functools import cache
+from functools import cache, lru_cache
 
 import yaml
 from .core import package_dir
@@ -18,9 +18,10 @@ _QUOTES = str.maketrans('’‘ʼ`´“”„«»', "'''''\"\"\"\"\"")
 
 def fold(text: str) -> str:
     "Lower case without accents, invisible characters and letters of other alphabets that only look like Latin ones."
+    text = text.translate(_QUOTES)
     if not text.isascii():
         text = unicodedata.normalize('NFKC', text).translate(_INVISIBLE).translate(_QUOTES)
-        text = ''.join(c for c in unicodedata.normalize('NFD', text) if not unicodedata.combining(c))
+        text = ''.join(c for c in unicodedata.normalize('NFD', text) if unicodedata.category(c) not in ('Mn', 'Me', 'Cf', 'Cs'))
         text = re.sub(r'[^\W\d_]+', lambda m: m[0].translate(_lookalikes()) if re.search('[a-zA-Z]', m[0]) and not m[0].isascii() else m[0], text)
     return text.lower()
 
@@ -48,6 +49,7 @@ def _letters(word: str) -> str:
     word = word.replace("'", '')
     if not word.isascii() or (word.isalpha() and not re.search(r'(.)\1\1', word)): return word
     if '*' in word.strip('*'): word = _unmasked(word)
+    if word.replace('1', 'l') in _known(): return word.replace('1', 'l')
     if _DISGUISED.fullmatch(word): word = word.translate(_LEET)
     return re.sub(r'([a-z])\1{2,}', lambda m: m[1] * (1 if _once(word) in _known() else 2), word)
 
@@ -64,10 +66,10 @@ def _unmasked(word: str) -> str:
     return next((w for w in sorted(_known()) if shape.fullmatch(w)), word)
 
 # %% ../nbs/12c_plain_words.ipynb #54b7dcc3
-@cache
+@lru_cache(maxsize=8192)
 def _mended(word: str) -> str:
     "A long word that is one edit from a distinct one is that word."
-    if len(word) < 6 or word in word_lists()['ordinary'] or word in word_lists()['distinct']: return word
+    if not 6 <= len(word) <= 14 or word in word_lists()['ordinary'] or word in word_lists()['distinct']: return word
     from rapidfuzz.distance import OSA
     return next((w for w in word_lists()['distinct'] if OSA.distance(word, w, score_cutoff=1) <= 1), word)
 
@@ -75,12 +77,22 @@ def _mended(word: str) -> str:
 _APART = re.compile(r'(?<![a-z0-9])(?:[a-z][ .\-_*]){3,}[a-z](?![a-z0-9])')   # s.u.i.c.i.d.e, k i l l
 _END = re.compile(r'[.!?;\n…]+(?=\s|$|["\')\]])|\s[-–—]+\s|\n')
 _BETWEEN = re.compile(r'[\s,:/"()\[\]{}<>=+#~^&%…–—]+|--+')
+_GOES_ON = re.compile(r'(?:\.{2,}|…)\s*(?=[a-z])|\n(?=[a-z])')   # dots or a new line, and the sentence goes on in lower case
+_GLUED = re.compile(r'(?<![a-z])([a-z]{2,30})([.!?;]+)([a-z]{2,30})(?![a-z])')              # die.please, su!cide
+_SYMBOL = re.compile(r'([^\w\s\x00-\x7f…–—])')                   # emoji stand apart
 
 def plain(text: str) -> list:   # of str: the sentences
     "A message as sentences of plain words, separated by single spaces."
-    text = _APART.sub(lambda m: re.sub(r'[ .\-_*]', '', m[0]), re.sub(r'(?<= [a-z])  +(?=[a-z] )', ' | ', fold(text)))
+    text = _SYMBOL.sub(r' \1 ', fold(_GOES_ON.sub(' ', text)))
+    text = _APART.sub(lambda m: re.sub(r'[ .\-_*]', '', m[0]), re.sub(r'(?<= [a-z])  +(?=[a-z] )', ' | ', text))
+    text = _GLUED.sub(_unglued, text)
     sentences = (_spelt_out(' '.join(_letters(w) for w in _BETWEEN.split(s) if w)) for s in _END.split(text))
     return [s for s in sentences if s]
+
+def _unglued(match) -> str:
+    "Two words that a stop holds together, apart; one word that it divides, whole."
+    whole = next((w for w in (match[1] + match[3], match[0].translate(_LEET)) if w in _known()), None)
+    return whole or f'{match[1]}{match[2]} {match[3]}'
 
 def _spelt_out(sentence: str) -> str:
     "The sentence with its shorthand replaced and its distinct words mended."
@@ -102,7 +114,7 @@ def excerpt(
 ) -> str:
     "A text of any length, short enough to be read at once."
     if len(text) <= 2 * limit: return text
-    middle, parts = text[limit:-limit].lower(), [text[:limit]]
+    middle, parts = text[limit - around:around - limit].lower(), [text[:limit]]   # with the seams, where a sentence may be cut
     for word in word_lists()['alarming']:
         at = middle.find(word)
         for _ in range(windows):

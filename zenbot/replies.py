@@ -14,7 +14,7 @@ from .core import BadInput
 from .plain_words import FOLDER, plain
 
 # %% ../nbs/12f_replies.ipynb #b96c8224
-FALLBACK = 'On findahelpline.com you find a free line in your country.'
+FALLBACK = 'You can find a free crisis line of your country on findahelpline.com.'
 
 @cache
 def helplines() -> dict:   # country -> entry
@@ -28,14 +28,14 @@ def country_of(
     given = country or next((v for v in map(os.environ.get, ('LC_ALL', 'LC_MESSAGES', 'LANG')) if v), '')
     code = re.search(r'(?:^|[_-])([A-Za-z]{2})(?:$|[.@])', given)
     if country and not code: raise BadInput(f'{country!r} is no country: give its two letters, such as GB, or a locale, such as en_GB.')
-    return None if code is None or given.islower() and country is None else code[1].upper()
+    return None if code is None or given.islower() and country is None else {'UK': 'GB'}.get(code[1].upper(), code[1].upper())
 
 def line(country: str | None) -> str:   # a sentence or two
     "How a human being can be reached there, day and night."
     entry = helplines().get(country)
     if entry is None: return FALLBACK
-    ways = [f"call {entry['call']}", *([f"text {entry['text']}"] if 'text' in entry else []), *([f"write to {entry['email']}"] if 'email' in entry else [])]
-    return f"{entry['name']} is {entry['cost']}, {'day and night' if entry['hours'] == '24/7' else entry['hours']}: {' or '.join(ways)}. For other countries there is findahelpline.com."
+    ways = [f'{how} {entry[key]}' for key, how in (('call', 'call'), ('call2', 'call'), ('text', 'text'), ('chat', 'chat at'), ('email', 'write to')) if key in entry]
+    return f"{entry['name']} is {entry['cost']}, {'day and night' if entry['hours'] == '24/7' else entry['hours']}: {', '.join(ways[:-1]) + ' or ' * (len(ways) > 1) + ways[-1]}. In another country, findahelpline.com lists its lines."
 
 def emergency(country: str | None) -> str: return helplines().get(country, {}).get('emergency', 'your local emergency number')
 
@@ -53,7 +53,7 @@ def reply_texts() -> dict:
 def _feeling() -> re.Pattern:
     words = '|'.join(reply_texts()['feelings'].split())
     softly = r'(?:(?:so|very|really|just|completely|totally|too|quite|pretty|always|feeling|such|a bit|a little) ){0,3}'
-    return re.compile(rf'(?<!\S)(?:im|i am|i feel|ive been|i have been|feeling|i was) {softly}({words})(?: and {softly}({words}))?(?!\S)')
+    return re.compile(rf'(?<!\S)(?:im|i feel|ive been) {softly}({words})(?: and {softly}({words}))?(?! of\b)(?!\S)')
 
 def feelings(text: str) -> list:   # of at most two words
     "Feelings that somebody names as their own."
@@ -63,7 +63,7 @@ def feelings(text: str) -> list:   # of at most two words
 
 def _said_back(text: str) -> str:
     words = feelings(text)
-    return f"You say that you feel {' and '.join(words)}. " if words else ''
+    return f"You wrote that you feel {' and '.join(words)}. " if words else ''
 
 # %% ../nbs/12f_replies.ipynb #be7df50f
 def _choose(part: str, seed: str) -> str:
@@ -80,8 +80,9 @@ def compose(
     "A reply of one alternative of each part, other than all that were given before."
     before, tries = set(said), len(said)
     paragraphs = reply_texts()['situations'][situation]
+    last = next((part for parts in paragraphs for part in parts if part.startswith('step')), 'step')
     while True:
-        more = [['step']] * ((tries - len(said)) // 50)   # nothing is left that was not said: another thing to do
+        more = [[last]] * ((tries - len(said)) // 50)   # nothing is left that was not said: another thing to do
         reply = '\n\n'.join(' '.join(_choose(part, f'{text} {tries} {i}') for part in parts) for i, parts in enumerate(paragraphs + more))
         reply = reply.format(feeling=_said_back(text), line=line(country), emergency=emergency(country))
         if reply not in before: return reply

@@ -45,7 +45,7 @@ def _pattern(phrase: str) -> str:
         if text.startswith('('):
             inner, count = text[1:text.rindex(')')], text[text.rindex(')') + 1:]
             return f"(?:{'|'.join(map(_pattern, _split(inner, '|')))}){'{0,4}' if count == '*' else count}"
-        return re.escape(text).replace(r'\*', r'\S*').replace(r'\#', r'\d+') + ' '
+        return re.escape(text).replace(r'\*', r'\S*').replace(r'\#\#\#\#', r'\d{4}').replace(r'\#', r'\d+') + ' '
     return ''.join(map(item, _split(phrase, ' ')))
 
 # %% ../nbs/12d_risk.ipynb #1dcfc819
@@ -98,23 +98,34 @@ _MOURNED = {'other_in_danger', 'explicit_ideation', 'asks_for_means', 'plan_or_m
 @cache
 def _negator(): return re.compile(rf"(?<!\S)(?:{phrase_lists()['negators']}) ")
 
-_NO = re.compile(r'(?:no|nope|nah|never|not at all|absolutely not|of course not)(?! (?:one|body|point|reason|hope|way|future|more|longer|matter|friends?|family)\b)\b')
+_OWN = re.compile(r'(?:i|im|ive|id|ill|me) ')              # a phrase with its own subject …
+_SAYS = re.compile(r'(?:think|thinking|say|saying|said|mean|feel|believe|that|like|because|as if|mean that|know) $')   # … is denied only by "I don't think that"
+_ASKED = re.compile(r'(?:do|did|does|am|are|is|was|have|has|had|would|will|you|asked|thinking|suicidal|wanting|any|thoughts) ')
+_NO = re.compile(r'(?:no|nope|nah|never|not at all|absolutely not|of course not)(?! (?:one|body|point|reason|hope|way|future|more|longer|matter|friends?|family|joke|kidding|cap|lie|doubt|sleep|food)\b)\b')
 
 def _quotes(text: str) -> str:
     "What stands in double quotes, in plain words; nothing where the whole message is a quotation."
     found = re.findall(r'"([^"]{3,300})"', fold(text))
     return ' | '.join(' '.join(plain(q)) for q in found) + ' ' if len(''.join(found)) < 0.8 * len(text) else ''
 
+def _denied(phrase: str, before: str, after: str, sentence: str, answer: str) -> bool:
+    "Whether a phrase is negated: by a word before it, or by the no that answers it."
+    if _negator().search(before) and (not _OWN.match(phrase) or _SAYS.search(before)): return True
+    brief = lambda text: _NO.match(text) and len(text.split()) <= 3
+    return bool(brief(after) or (not after and _NO.match(answer) and (len(answer.split()) == 1 or _ASKED.match(sentence))))
+
 def _excuse(kind: str, match, sentence: str, answer: str, message: str, quotes: str) -> str | None:
     "Why a phrase has no weight where it stands, or None; `answer` is the sentence after it."
     before, after = ' '.join(sentence[:match.start()].split()[-4:]) + ' ', sentence[match.end():]
     if any(m.start() < match.end() and m.end() > match.start() for m in excuses()['idiom'].finditer(sentence)): return 'idiom'
-    if _negator().search(before) or _NO.match(after) or (not after and _NO.match(answer)): return 'negated'
-    if excuses()['fiction'].search(message): return 'fiction'
-    if match[0] in quotes or excuses()['quoted'].search(sentence): return 'quoted'
-    if kind in _MOURNED and excuses()['died'].search(sentence): return 'grief'
-    if excuses()['medication'].search(sentence): return 'medication'
-    if excuses()['now'].search(sentence): return None
+    if _denied(match[0], before, after, sentence, answer): return 'negated'
+    if excuses()['now'].search(sentence): return 'doubt' if excuses()['fiction'].search(sentence) or excuses()['past'].search(sentence) else None
+    if excuses()['fiction'].search(sentence if kind == 'attempt_in_progress' else message): return 'fiction'
+    if match[0] in quotes: return 'quoted'
+    if kind != 'attempt_in_progress':
+        if excuses()['quoted'].search(sentence): return 'quoted'
+        if kind in _MOURNED and excuses()['died'].search(sentence): return 'grief'
+        if excuses()['medication'].search(sentence): return 'medication'
     if excuses()['past'].search(sentence): return 'past'
     if excuses()['doubt'].search(message): return 'doubt'
 

@@ -7,7 +7,7 @@ __all__ = ['answers_to', 'model_outputs', 'score_rows', 'summarise', 'worst_case
            'side_by_side']
 
 # %% ../nbs/14_robustness.ipynb #be7e1169
-import html
+import html, re
 from collections import Counter, defaultdict
 from pathlib import Path
 
@@ -15,6 +15,7 @@ import numpy as np
 from .answer_check import faults
 from .core import atomic, write_json, write_jsonl
 from .generation import generate_answers
+from .guard import decide
 from .perturbations import FAMILIES, perturb, stronger, whom
 from .statistics import interval, rate
 from .texts import closeness, rouge
@@ -89,14 +90,14 @@ def sturdier(scored: dict, seed: int = 0) -> dict:   # family -> measure -> inte
 
 # %% ../nbs/14_robustness.ipynb #dad925a2
 def directional(prompts: list, models: dict, **decoding) -> dict:
-    "How often a stronger feeling does not lower the tier, and how often an answer follows the person it is about; with intervals."
-    from zenbot.guard import decide
+    "How often a stronger feeling does not lower the tier, and how often the person who was exchanged is gone from the answer; with intervals."
     strong = [(p, s) for p in prompts if (s := stronger(p))]
     changed = [(p, *w) for p in prompts if (w := whom(p))]
     out = dict(stronger=rate([decide(s)['tier'] >= decide(p)['tier'] for p, s in strong], list(range(len(strong)))))
     for name, pair in models.items():
         said = [a['answer'].lower() for a in answers_to(*pair, [c[1] for c in changed], **decoding)] if changed else []
-        out[f'whom_{name}'] = rate([old not in a for a, (_, _, old, _) in zip(said, changed)], list(range(len(said))))   # the old person is gone from the answer
+        speaks = lambda answer, who: bool(re.search(rf'\b{who}s?\b', answer))
+        out[f'whom_{name}'] = rate([not speaks(a, old) for a, (_, _, old, _) in zip(said, changed)], list(range(len(said))))
     return out
 
 # %% ../nbs/14_robustness.ipynb #a8954510
