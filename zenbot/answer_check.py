@@ -43,9 +43,9 @@ def faulty_meaning(
     tier: int = 0,   # as above
 ) -> list:           # of Fault, one or none
     "The worst that an answer says, by its meaning."
-    if not answer.strip() or (found := shipped(FOLDER/'answers.safetensors')) is None: return []
-    tokenizer, reader, lines = found
-    logs = dict(zip(reader.kinds, read_all(tokenizer, reader, [answer])[0].astype(float)))
+    if not answer.strip() or (found := shipped((FOLDER/'answers.safetensors',))) is None: return []
+    tokenizer, readers, lines = found
+    logs = dict(zip(readers[0].kinds, read_all(tokenizer, readers, [answer])[0].astype(float)))
     bad = {kind: p for (label, kind), p in logs.items() if label == 'bad' and (kind != 'ends' or tier >= 2)}
     odds = np.logaddexp.reduce(list(bad.values())) - np.logaddexp.reduce([p for (label, _), p in logs.items() if label == 'fine'])
     return [Fault(answer.strip(), max(bad, key=bad.get))] if odds > lines['bad'] else []

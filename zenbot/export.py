@@ -32,7 +32,9 @@ FIGURES = {'leaderboard': ('The leaderboard', 'Points are estimates, bars 95 % i
            'stage1_loss': ('Stage 1', 'Training loss, and loss on documents that were held out.'),
            'pruning': ('Pruning', 'Loss on validation rows, size and speed of every way to prune, all measured on the same rows.'),
            'pruning_heads': ('Heads', 'How much each attention head matters; crosses mark those that zeros would silence.'),
-           'data_lengths': ('Data', 'Lengths of the training answers.')}
+           'data_lengths': ('Data', 'Lengths of the training answers.'),
+           'guard': ('The guard', 'Shares of labelled messages, by category, with Wilson intervals.'),
+           'robustness': ('Robustness', 'What changes of a question that keep its meaning do to the answers; the control changes nothing.')}
 
 def _talks(run: Run) -> list:
     "(question, reference, [(model, answer)]) of every test row."

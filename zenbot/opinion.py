@@ -107,27 +107,29 @@ def train_reader(
 
 @torch.inference_mode()
 def read_all(
-    tokenizer, reader: Reader,
+    tokenizer,
+    readers: list,     # of Reader, with the same kinds; their log-probabilities are averaged
     texts: list,
     batch_size: int = 64,
-) -> np.ndarray:   # log-probabilities (texts, categories), fp32
-    "What the reader makes of messages; of a long one its first 256 tokens."
+) -> np.ndarray:       # log-probabilities (texts, categories), fp32
+    "What the readers make of messages; of a long one its first 256 tokens."
     ids = [tokenizer(t, truncation=True, max_length=LONGEST).input_ids for t in texts]
-    out, order = np.zeros((len(texts), len(reader.kinds)), np.float32), sorted(range(len(ids)), key=lambda i: len(ids[i]))
+    out, order = np.zeros((len(texts), len(readers[0].kinds)), np.float32), sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for i in range(0, len(order), batch_size):
         chosen = order[i:i + batch_size]
-        out[chosen] = reader(dict(tokenizer.pad({'input_ids': [ids[j] for j in chosen]}, return_tensors='pt'))).numpy()
+        batch = dict(tokenizer.pad({'input_ids': [ids[j] for j in chosen]}, return_tensors='pt'))
+        out[chosen] = sum(reader(batch) for reader in readers).div(len(readers)).log_softmax(-1).numpy()
     return out
 
 # %% ../nbs/12e_opinion.ipynb #c6d18111
-WEIGHTS = FOLDER/'opinion.safetensors'
+WEIGHTS = (FOLDER/'opinion.safetensors', FOLDER/'opinion_2.safetensors')   # two readers that were taught apart: where one is wrongly sure, the other seldom is
 
 def _changed(encoder) -> dict: return {n: p for n, p in encoder.named_parameters() if n.startswith('encoder.')}
 
 def save_reader(
     reader: Reader,
     thresholds: dict,      # from `choose_thresholds`
-    path: Path = WEIGHTS,
+    path: Path,
     about: dict | None = None,   # kept beside the weights: data, seed, …
 ):
     "Writes what training changed, the head, the kinds and the thresholds to one safetensors file."
@@ -139,7 +141,7 @@ def save_reader(
         tensors |= {f'{name}.scale': scale, f'{name}.change': (change / scale).round().to(torch.int8)}
     save_file({n: t.contiguous() for n, t in tensors.items()}, str(path), metadata={'kinds': json.dumps(reader.kinds), 'thresholds': json.dumps(thresholds), 'about': json.dumps(about or {})})
 
-def load_reader(path: Path = WEIGHTS, dtype=None) -> tuple:   # (tokenizer, Reader, thresholds)
+def load_reader(path: Path, dtype=None) -> tuple:   # (tokenizer, Reader, thresholds)
     "The reader that `save_reader` wrote; its encoder in bf16 where the processor has it."
     from safetensors import safe_open
     tokenizer, encoder = _encoder()
@@ -165,27 +167,29 @@ def worry_score(logs: np.ndarray) -> np.ndarray:   # (messages, 6) -> (messages,
 def choose_thresholds(
     logs: np.ndarray,       # (messages, 6), of messages that were not trained on
     labels: list,
-    crisis: float = 0.02,   # share of the benign above the line of crisis
-    check_in: float = 0.05, # … above that of a gentle question
-    away: float = 0.005,    # share of danger, gray, benign and medical above the lines of redirect and refusal
+    crisis: float = 0.02,     # share of the benign above the line of crisis
+    check_in: float = 0.05,   # … above that of a gentle question
+    redirect: float = 0.005,  # share of danger, gray, benign and medical above the line of a redirect
+    refuse: float = 0.001,    # … above that of a refusal
 ) -> dict:
     "Lines for each route at a given price."
     labels = np.asarray(labels)
     benign, inside = labels == 'benign', ~np.isin(labels, ['off_topic', 'harmful'])
     lines = {'crisis': np.quantile(danger_score(logs)[benign], 1 - crisis), 'check_in': np.quantile(worry_score(logs)[benign], 1 - check_in)}
-    return {k: float(v) for k, v in lines.items()} | {route: float(np.quantile(logs[inside, LABELS.index(label)], 1 - away)) for route, label in (('redirect', 'off_topic'), ('refuse', 'harmful'))}
+    return {k: float(v) for k, v in lines.items()} | {route: float(np.quantile(logs[inside, LABELS.index(label)], 1 - price)) for route, label, price in (('redirect', 'off_topic', redirect), ('refuse', 'harmful', refuse))}
 
 # %% ../nbs/12e_opinion.ipynb #feaafd19
 _log, _lock = logging.getLogger('zenbot.guard'), threading.Lock()
 
 @lru_cache
-def _loaded(path: Path):
-    try: return load_reader(path)
-    except (BadInput, OSError) as e: _log.warning('Texts are read by their phrases alone. %s', e)   # once: None is remembered
+def _loaded(paths: tuple):
+    try: found = [load_reader(p) for p in paths]
+    except (BadInput, OSError) as e: return _log.warning('Texts are read by their phrases alone. %s', e)   # once: None is remembered
+    return found[0][0], [reader for _, reader, _ in found], found[0][2]
 
-def shipped(path: Path = WEIGHTS) -> tuple | None:   # as from `load_reader`
-    "A reader that ships with ZenBot, loaded once; None where it, or MiniLM, cannot be had, and the log says so."
-    with _lock: return _loaded(path)
+def shipped(paths: tuple = WEIGHTS) -> tuple | None:   # (tokenizer, readers, thresholds)
+    "The readers that ship with ZenBot, loaded once; None where they, or MiniLM, cannot be had, and the log says so."
+    with _lock: return _loaded(paths)
 
 def windows(text: str, words: int = 110, most: int = 12) -> list:   # of str
     "A text as overlapping windows of words; a short one is one window. Of more than `most` the first and last stay, then those with an alarming word, then others evenly: the rest is not read."
@@ -203,9 +207,9 @@ def opinion(
 ) -> dict | None:   # label, kind (category), probability (of danger), tier 0, 2, 3 or 4, text (the window)
     "What a message needs, by its meaning. None where MiniLM cannot be had: then phrases alone decide."
     if shipped() is None: return None
-    tokenizer, reader, lines = shipped()
-    parts = windows(text) if text.strip() else ['']
-    logs = read_all(tokenizer, reader, parts)
+    tokenizer, readers, lines = shipped()
+    parts, reader = windows(text) if text.strip() else [''], readers[0]
+    logs = read_all(tokenizer, readers, parts)
     labels = reader.of_labels(logs).numpy()
     worst, worry = int(danger_score(labels).argmax()), worry_score(labels).max()
     kind = max((k for k in reader.kinds if k[0] == 'danger'), key=lambda k: logs[worst, reader.kinds.index(k)])[1]

@@ -100,6 +100,7 @@ def _negator(): return re.compile(rf"(?<!\S)(?:{phrase_lists()['negators']}) ")
 
 _OWN = re.compile(r'(?:i|im|ive|id|ill|me) ')              # a phrase with its own subject …
 _SAYS = re.compile(r'(?:think|thinking|say|saying|said|mean|feel|believe|that|like|because|as if|mean that|know) $')   # … is denied only by "I don't think that"
+_LINKS = re.compile(r'(?:and|but|so|because|cause|that|just|honestly|really|now|please|think|feel|like|know|then|also|still|even|yes|yeah|hi|hello|help|sorry|today|tonight|lately) $')   # what a plain statement follows
 _ASKED = re.compile(r'(?:do|did|does|am|are|is|was|have|has|had|would|will|you|asked|thinking|suicidal|wanting|any|thoughts) ')
 _NO = re.compile(r'(?:no|nope|nah|never|not at all|absolutely not|of course not)(?! (?:one|body|point|reason|hope|way|future|more|longer|matter|friends?|family|joke|kidding|cap|lie|doubt|sleep|food)\b)\b')
 
@@ -127,7 +128,7 @@ def _excuse(kind: str, match, sentence: str, answer: str, message: str, quotes: 
         if kind in _MOURNED and excuses()['died'].search(sentence): return 'grief'
         if excuses()['medication'].search(sentence): return 'medication'
     if excuses()['past'].search(sentence): return 'past'
-    if excuses()['doubt'].search(message): return 'doubt'
+    if excuses()['doubt'].search(message) or (kind == 'explicit_ideation' and before.strip() and not _LINKS.search(before)): return 'doubt'
 
 def find_risks(text: str) -> list:   # of Finding
     "Every phrase of danger in a message, weighed where it stands."
