@@ -459,6 +459,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                 'zenbot.opinion._changed': ('opinion.html#_changed', 'zenbot/opinion.py'),
                                 'zenbot.opinion._encoder': ('opinion.html#_encoder', 'zenbot/opinion.py'),
                                 'zenbot.opinion._loaded': ('opinion.html#_loaded', 'zenbot/opinion.py'),
+                                'zenbot.opinion.away_score': ('opinion.html#away_score', 'zenbot/opinion.py'),
                                 'zenbot.opinion.categories': ('opinion.html#categories', 'zenbot/opinion.py'),
                                 'zenbot.opinion.choose_thresholds': ('opinion.html#choose_thresholds', 'zenbot/opinion.py'),
                                 'zenbot.opinion.danger_score': ('opinion.html#danger_score', 'zenbot/opinion.py'),

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'LONGEST', 'WEIGHTS', 'recall_at', 'categories', 'Reader', 'train_reader', 'read_all', 'save_reader',
-           'load_reader', 'danger_score', 'worry_score', 'choose_thresholds', 'shipped', 'windows', 'opinion']
+           'load_reader', 'danger_score', 'away_score', 'worry_score', 'choose_thresholds', 'shipped', 'windows',
+           'opinion']
 
 # %% ../nbs/12e_opinion.ipynb #5b045bd8
 import json, logging, threading
@@ -154,10 +155,13 @@ def load_reader(path: Path, dtype=None) -> tuple:   # (tokenizer, Reader, thresh
 
 # %% ../nbs/12e_opinion.ipynb #05761695
 def danger_score(logs: np.ndarray) -> np.ndarray:   # (messages, 6) -> (messages,)
-    "Log-odds of danger, to which gray adds a third."
+    "Log-odds of danger against what asks for no help and a fifth of gray. What is harmful does not count against it: who wants somebody dead is not safe for being wicked."
     p = np.exp(logs)
-    risky = np.clip(p[:, 0] + 0.3 * p[:, 1], 1e-9, 1 - 1e-6)
-    return np.log(risky) - np.log1p(-risky)
+    return logs[:, 0] - np.log(p[:, 2] + p[:, 3] + p[:, 4] + 0.2 * p[:, 1])
+
+def away_score(logs: np.ndarray) -> np.ndarray:   # (messages, 6) -> (messages,)
+    "Log-probability that it is nothing for a counsellor: off topic or harmful."
+    return np.logaddexp(logs[:, 3], logs[:, 5])
 
 def worry_score(logs: np.ndarray) -> np.ndarray:   # (messages, 6) -> (messages,)
     "Log-odds of danger or gray."
@@ -167,16 +171,18 @@ def worry_score(logs: np.ndarray) -> np.ndarray:   # (messages, 6) -> (messages,
 def choose_thresholds(
     logs: np.ndarray,       # (messages, 6), of messages that were not trained on
     labels: list,
-    crisis: float = 0.02,     # share of the benign above the line of crisis
+    alarmed=None,             # (messages,) whether phrases raise the alarm already; their false alarms are part of the price
+    crisis: float = 0.02,     # share of the benign with an alarm, of either layer
     check_in: float = 0.05,   # … above that of a gentle question
     redirect: float = 0.005,  # share of danger, gray, benign and medical above the line of a redirect
-    refuse: float = 0.001,    # … above that of a refusal
+    refuse: float = 0.0005,   # … above that of a refusal
 ) -> dict:
     "Lines for each route at a given price."
     labels = np.asarray(labels)
     benign, inside = labels == 'benign', ~np.isin(labels, ['off_topic', 'harmful'])
-    lines = {'crisis': np.quantile(danger_score(logs)[benign], 1 - crisis), 'check_in': np.quantile(worry_score(logs)[benign], 1 - check_in)}
-    return {k: float(v) for k, v in lines.items()} | {route: float(np.quantile(logs[inside, LABELS.index(label)], 1 - price)) for route, label, price in (('redirect', 'off_topic', redirect), ('refuse', 'harmful', refuse))}
+    danger = np.where(np.zeros(len(labels), bool) if alarmed is None else alarmed, 99.0, danger_score(logs))
+    lines = {'crisis': np.quantile(danger[benign], 1 - crisis), 'check_in': np.quantile(worry_score(logs)[benign], 1 - check_in)}
+    return {k: float(v) for k, v in lines.items()} | {'redirect': float(np.quantile(away_score(logs)[inside], 1 - redirect)), 'refuse': float(np.quantile(logs[inside, LABELS.index('harmful')], 1 - refuse))}
 
 # %% ../nbs/12e_opinion.ipynb #feaafd19
 _log, _lock = logging.getLogger('zenbot.guard'), threading.Lock()
@@ -217,7 +223,7 @@ def opinion(
     return dict(label=_about(labels[0], lines), kind=kind if tier >= 3 else 'worry', probability=float(np.exp(labels[worst, 0])), tier=tier, text=parts[worst])
 
 def _about(logs: np.ndarray, lines: dict) -> str:   # (6,)
-    "The label of a message; off topic or harmful only above their lines."
-    for route, label in (('refuse', 'harmful'), ('redirect', 'off_topic')):
-        if logs[LABELS.index(label)] > lines[route]: return label
+    "The label of a message; harmful only where it is sure, off topic where it is nothing for a counsellor, whatever else it may be."
+    if logs[LABELS.index('harmful')] > lines['refuse']: return 'harmful'
+    if away_score(logs[None])[0] > lines['redirect']: return 'off_topic'
     return LABELS[max((i for i, l in enumerate(LABELS) if l not in ('harmful', 'off_topic')), key=lambda i: logs[i])]
