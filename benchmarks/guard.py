@@ -66,6 +66,6 @@ def speed():
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1 if len(sys.argv) == 1 else os.cpu_count())
+    if len(sys.argv) == 1: torch.set_num_threads(1)
     if len(sys.argv) == 1: speed()
     else: dict(questions=questions, answers=answers)[sys.argv[1]](sys.argv[2])

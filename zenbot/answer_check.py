@@ -78,7 +78,7 @@ def check_stream(
     "An answer sentence by sentence; a sentence that does not pass is not shown, and neither is what follows. An empty answer becomes the reply."
     shown = before = ''
     for sentence in _sentences(pieces):
-        if found := _faults(before + sentence, tier):   # with the sentence before it: "Some people take pills. You could try that."
+        if sentence.strip() and (found := _faults(before + sentence, tier)):   # with the sentence before it: "Some people take pills. You could try that."
             if count is not None: count.update({f.kind for f in found})
             yield ('\n\n' if shown.strip() else '') + reply
             return

@@ -126,7 +126,8 @@ def decide(
         _failed('The guard', e)
         reading, before, said = Reading(2, None, None, [dict(text='', kind='failure', layer='guard')]), 0, []
     tier, route, situation = _route(reading, before)
-    return dict(text=text, tier=tier, route=route, reasons=[dict(r) for r in reading.reasons], reply=_SAFE if reading.reasons and reading.reasons[-1]['kind'] == 'failure' and tier < 3 else _reply(situation, text, said, country))
+    failed = tier < 3 and any(r['kind'] == 'failure' for r in reading.reasons)
+    return dict(text=text, tier=tier, route=route, reasons=[dict(r) for r in reading.reasons], reply=_SAFE if failed else _reply(situation, text, said, country))
 
 # %% ../nbs/13_guard.ipynb #dfa8c628
 QUESTIONS = (   # (what is asked, label of the messages, routes that count)

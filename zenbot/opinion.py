@@ -77,13 +77,15 @@ def train_reader(
     batch_size: int = 32,
     smoothing: float = 0.1,          # of the labels
     seed: int = 0,
+    start: tuple | None = None,      # (tokenizer, Reader) to go on with, of the same kinds
     show=print,                      # called with a line per epoch
 ) -> tuple:                          # (tokenizer, Reader)
     "Teaches MiniLM the labels and categories of messages; bf16 where the processor has it."
     torch.manual_seed(seed)
-    rng, (tokenizer, encoder) = np.random.default_rng(seed), _encoder()
+    rng = np.random.default_rng(seed)
+    tokenizer, encoder = _encoder() if start is None else (start[0], start[1].encoder)
     encoder.embeddings.requires_grad_(False)
-    reader = Reader(encoder, categories(rows)).train()
+    reader = (Reader(encoder, categories(rows)) if start is None else start[1]).train()
     ids = [tokenizer(r['text'], truncation=True, max_length=LONGEST).input_ids for r in rows]
     label, kind = torch.tensor([reader.labels.index(r['label']) for r in rows]), torch.tensor([reader.kinds.index((r['label'], r['category'])) for r in rows])
     trained = [p for p in encoder.parameters() if p.requires_grad]
@@ -197,7 +199,7 @@ def shipped(paths: tuple = WEIGHTS) -> tuple | None:   # (tokenizer, readers, th
     "The readers that ship with ZenBot, loaded once; None where they, or MiniLM, cannot be had, and the log says so."
     with _lock: return _loaded(paths)
 
-def windows(text: str, words: int = 110, most: int = 12) -> list:   # of str
+def windows(text: str, words: int = 110, most: int = 6) -> list:   # of str
     "A text as overlapping windows of words; a short one is one window. Of more than `most` the first and last stay, then those with an alarming word, then others evenly: the rest is not read."
     split = text.split()
     if len(split) <= words * 1.3: return [' '.join(split)]
@@ -215,6 +217,9 @@ def opinion(
     if shipped() is None: return None
     tokenizer, readers, lines = shipped()
     parts, reader = windows(text) if text.strip() else [''], readers[0]
+    if len(parts) > 2:   # one reader looks through a long message, all of them at its beginning and at what worries it most
+        first = danger_score(reader.of_labels(read_all(tokenizer, readers[:1], parts)).numpy())
+        parts = [parts[0], parts[int(first.argmax())]]
     logs = read_all(tokenizer, readers, parts)
     labels = reader.of_labels(logs).numpy()
     worst, worry = int(danger_score(labels).argmax()), worry_score(labels).max()

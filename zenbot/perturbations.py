@@ -15,14 +15,14 @@ import numpy as np
 import yaml
 from .core import BadInput, digest, package_dir
 from .guard import decide
-from .plain_words import plain, word_lists
+from .plain_words import plain
 from .risk import find_risks, phrase_lists
 from .texts import embed
 
 # %% ../nbs/13a_perturbations.ipynb #93b5e301
 @cache
 def variant_lists() -> dict:
-    "What stands in perturbations.yaml: synonyms, leading, questions, roles, words, stronger, whom."
+    "What stands in perturbations.yaml: synonyms, leading, questions, roles, words, stronger, whom, crisis."
     return yaml.safe_load((package_dir()/'sample'/'perturbations.yaml').read_text())
 
 def _like(word: str, new: str) -> str: return new[0].upper() + new[1:] if word[0].isupper() else new
@@ -39,7 +39,7 @@ def synonyms(text: str, rng: random.Random) -> str | None:
     "One to three words exchanged for others of the same meaning."
     return _exchange(text, variant_lists()['synonyms'], rng, rng.randint(1, 3))
 
-_CLAUSE = re.compile(r'(?P<main>[A-Z][^.!?;:]{12,}?),? (?P<sub>(?:because|when|since|although|whenever|after|before|while) [^.!?;:,]{8,})(?P<end>[.!?])')
+_CLAUSE = re.compile(r'(?P<main>[A-Z][^.!?;:]{6,}?),? (?P<sub>(?:because|when|since|although|whenever|after|before|while) [^.!?;:,]{8,})(?P<end>[.!?])')
 
 def _other_question(text: str, rng: random.Random) -> str | None:
     for first, *others in variant_lists()['questions']:
@@ -101,7 +101,7 @@ _PERSONS = {'me': r"\b(?:i|me|my|mine|myself|i'm|i've|i'd|i'll|im|ive)\b", 'he':
 def _negations(text: str) -> int: return len(re.findall(rf"\b(?:{phrase_lists()['negators']})\b", ' '.join(plain(text))))
 def _alarming(text: str) -> set:
     words = ' '.join(plain(text))
-    return {w for w in word_lists()['alarming'] if re.search(rf'\b{w}', words)}
+    return {w for w in variant_lists()['crisis'] if re.search(rf'\b{w}', words)}
 def _risks(text: str) -> set: return {(f.kind, f.excuse) for f in find_risks(text)}
 def _persons(text: str) -> set: return {who for who, words in _PERSONS.items() if re.search(words, text.lower())}
 def _tense(text: str) -> Counter: return Counter(_TENSE.findall(text.lower()))
