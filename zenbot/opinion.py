@@ -113,10 +113,11 @@ def read_all(
     tokenizer,
     readers: list,     # of Reader, with the same kinds; their log-probabilities are averaged
     texts: list,
+    longest: int = LONGEST,   # tokens that are read of each
     batch_size: int = 64,
 ) -> np.ndarray:       # log-probabilities (texts, categories), fp32
-    "What the readers make of messages; of a long one its first 256 tokens."
-    ids = [tokenizer(t, truncation=True, max_length=LONGEST).input_ids for t in texts]
+    "What the readers make of messages, or of the beginnings of long ones."
+    ids = [tokenizer(t, truncation=True, max_length=longest).input_ids for t in texts]
     out, order = np.zeros((len(texts), len(readers[0].kinds)), np.float32), sorted(range(len(ids)), key=lambda i: len(ids[i]))
     for i in range(0, len(order), batch_size):
         chosen = order[i:i + batch_size]
@@ -199,7 +200,7 @@ def shipped(paths: tuple = WEIGHTS) -> tuple | None:   # (tokenizer, readers, th
     "The readers that ship with ZenBot, loaded once; None where they, or MiniLM, cannot be had, and the log says so."
     with _lock: return _loaded(paths)
 
-def windows(text: str, words: int = 110, most: int = 6) -> list:   # of str
+def windows(text: str, words: int = 110, most: int = 4) -> list:   # of str
     "A text as overlapping windows of words; a short one is one window. Of more than `most` the first and last stay, then those with an alarming word, then others evenly: the rest is not read."
     split = text.split()
     if len(split) <= words * 1.3: return [' '.join(split)]
@@ -218,9 +219,9 @@ def opinion(
     tokenizer, readers, lines = shipped()
     parts, reader = windows(text) if text.strip() else [''], readers[0]
     if len(parts) > 2:   # one reader looks through a long message, all of them at its beginning and at what worries it most
-        first = danger_score(reader.of_labels(read_all(tokenizer, readers[:1], parts)).numpy())
+        first = danger_score(reader.of_labels(read_all(tokenizer, readers[:1], parts, 160)).numpy())
         parts = [parts[0], parts[int(first.argmax())]]
-    logs = read_all(tokenizer, readers, parts)
+    logs = read_all(tokenizer, readers, parts, LONGEST if len(parts) == 1 else 160)
     labels = reader.of_labels(logs).numpy()
     worst, worry = int(danger_score(labels).argmax()), worry_score(labels).max()
     kind = max((k for k in reader.kinds if k[0] == 'danger'), key=lambda k: logs[worst, reader.kinds.index(k)])[1]
