@@ -4,7 +4,6 @@
     python benchmarks/guard.py questions FILE     # where the questions of a file of rows are sent, and every crisis among them, to be read
     python benchmarks/guard.py answers FILE       # how many of its answers the other side of the guard would replace
 """
-import os
 import statistics, sys, time
 from collections import Counter
 
@@ -51,6 +50,7 @@ def answers(file: str):
 
 
 def speed():
+    torch.set_num_threads(1)
     texts = [r["text"] for r in read_jsonl(FOLDER / "test.jsonl")]
     a = torch.randn(512, 512)
     unit = statistics.median(milliseconds(lambda _: a @ a, range(200)))
@@ -66,6 +66,5 @@ def speed():
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 1: torch.set_num_threads(1)
     if len(sys.argv) == 1: speed()
     else: dict(questions=questions, answers=answers)[sys.argv[1]](sys.argv[2])

@@ -462,7 +462,7 @@ def test_an_answer_is_what_its_sentences_are(monkeypatch, tmp_path, rows, expect
     chance = {"harms": [0.9, 0.05, 0.05], "helps": [0.05, 0.9, 0.05], "costs": [0.1, 0.1, 0.8], "you": [0.1, 0.8, 0.1]}
     monkeypatch.setattr(embedded_judge, "_encoder", lambda folder: (None, type("M", (), dict(eval=lambda self: self))()))
     monkeypatch.setattr(embedded_judge, "_chances", lambda tokenizer, model, pairs, length: np.array([next(v for k, v in chance.items() if k in c) for _, c in pairs]).reshape(-1, 3))
-    monkeypatch.setattr(embedded_judge, "_cosine", lambda references, parts: np.array([0.5 if "Coffee" in c else 0.0 for c in parts]))
+    monkeypatch.setattr(embedded_judge, "cosines", lambda references, parts: np.array([0.5 if "Coffee" in c else 0.0 for c in parts]))
     verdicts = embedded_judge.embedded_judge(tmp_path)([ROW | dict(answer=rows), ROW | dict(answer=""), ROW | dict(answer="Coffee harms. Good for you. Coffee harms.")])
     assert [v["label"] for v in verdicts] == [expected, "unknown", "consistent"]
 

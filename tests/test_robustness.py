@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from zenbot.core import BadInput, read_json, read_jsonl
-from zenbot.perturbations import FAMILIES, UNCHANGED, _cosines, gate, perturb, stronger, syntax, variant_lists, whom
+from zenbot.perturbations import FAMILIES, UNCHANGED, _likeness, gate, perturb, stronger, syntax, variant_lists, whom
 from zenbot.robustness import score_rows, sturdier, summarise, worst_case
 
 TEXTS = ["Lately I can't sleep because I am worried about my job. How can I organize my evenings?", "My mom says I worry too much about math. What can I do to relax before the exam?",
@@ -103,4 +103,4 @@ def test_the_stage_leaves_its_files(smoke):
     assert measured["control"]["closeness"]["value"] >= measured["all"]["closeness"]["value"] - 0.05, "the same question is the noise floor"
     assert "<table>" in (smoke / "robustness.html").read_text()
     assert read_json(smoke / "results/guard.json")["overall"]["danger: turned away"]["ours"]["hits"] == 0
-    assert np.isfinite(_cosines([("a", "b")])[0])
+    assert np.isfinite(_likeness(["a"], ["b"])[0])

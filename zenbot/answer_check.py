@@ -69,6 +69,7 @@ def _sentences(pieces: Iterable) -> Iterator:
             held = held[cut:]
     if held: yield held
 
+# %% ../nbs/12g_answer_check.ipynb #2738796d
 def check_stream(
     pieces: Iterable,   # of str: an answer as it is being written
     reply: str,         # what stands in its place if it does not pass

@@ -8,6 +8,7 @@ __all__ = ['app', 'Json', 'judge_app', 'run', 'status', 'notebooks', 'audit', 'd
 
 # %% ../nbs/20_cli.ipynb #70e8547a
 import json, os, shutil, sys, time
+from collections import defaultdict
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -464,8 +465,9 @@ def perturb_file(
     if out.is_dir() or out.resolve() == file.resolve(): raise BadInput(f'{out} is a folder, or the file that is read; name a new file.')
     if each < 1: raise BadInput('--each is a number of variants, so 1 or more.')
     texts = _texts(file)
-    kept, rejected = perturb(texts, tuple(filter(None, (f.strip() for f in families.split(',')))), each, seed)
-    write_jsonl(out, (dict(original=t, perturbations=k, rejected=[{n: r[n] for n in ('prompt', 'family', 'reason')} for r in rejected if r['original'] == t]) for t, k in zip(texts, kept)))
+    by_text, (kept, rejected) = defaultdict(list), perturb(texts, tuple(filter(None, (f.strip() for f in families.split(',')))), each, seed)
+    for r in rejected: by_text[r['original']].append({n: r[n] for n in ('prompt', 'family', 'reason')})
+    write_jsonl(out, (dict(original=t, perturbations=k, rejected=by_text[t]) for t, k in zip(texts, kept)))
     found = dict(texts=len(texts), accepted=sum(map(len, kept)), rejected=len(rejected), out=str(out))
     print(json.dumps(found) if as_json else f"{found['accepted']} variants of {len(texts)} texts are in {out}; {len(rejected)} more did not keep the meaning and stand beside them with the reason.")
 

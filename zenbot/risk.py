@@ -92,7 +92,6 @@ def find_phrases(
 # %% ../nbs/12d_risk.ipynb #7bf89e62
 Finding = namedtuple('Finding', 'text kind tier subject excuse')   # subject: me, other, fiction; excuse: None, or why the phrase has no weight
 
-_THIRD = {'other_in_danger': 'other'}
 _MOURNED = {'other_in_danger', 'explicit_ideation', 'asks_for_means', 'plan_or_means'}
 
 @cache
@@ -132,15 +131,17 @@ def _excuse(kind: str, match, sentence: str, answer: str, around: Around) -> str
     if excuses()['past'].search(sentence): return 'past'
     if around.doubt or (kind == 'explicit_ideation' and before.strip() and not _LINKS.search(before)): return 'doubt'
 
+# %% ../nbs/12d_risk.ipynb #fdc5b0c7
 def find_risks(text: str) -> list:   # of Finding
     "Every phrase of danger in a message, weighed where it stands."
     sentences = [s + ' ' for s in plain(text)]
+    met = [(sentence, answer, *phrase) for sentence, answer in dict.fromkeys(zip(sentences, [*sentences[1:], ''])) for phrase in find_phrases(sentence)]   # what is said again weighs no more
+    if not met: return []
     message, found = ''.join(sentences), []
     around = Around(bool(excuses()['fiction'].search(message)), bool(excuses()['doubt'].search(message)), _quotes(text))
-    for sentence, answer in dict.fromkeys(zip(sentences, [*sentences[1:], ''])):   # what is said again weighs no more
-        for kind, tier, match in find_phrases(sentence):
-            excuse = _excuse(kind, match, sentence, answer, around)
-            found.append(Finding(match[0].strip(), kind, tier, 'fiction' if excuse == 'fiction' else _THIRD.get(kind, 'me'), excuse))
+    for sentence, answer, kind, tier, match in met:
+        excuse = _excuse(kind, match, sentence, answer, around)
+        found.append(Finding(match[0].strip(), kind, tier, 'fiction' if excuse == 'fiction' else 'other' if kind == 'other_in_danger' else 'me', excuse))
     return found
 
 _WEIGHTS = {'doubt': 2, 'past': 1}   # what is left of a phrase with such an excuse

@@ -8,17 +8,18 @@ __all__ = ['answers_to', 'model_outputs', 'score_rows', 'summarise', 'worst_case
 
 # %% ../nbs/14_robustness.ipynb #be7e1169
 import html, re
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 from .answer_check import faults
-from .core import atomic, write_json, write_jsonl
+from .core import atomic
 from .generation import generate_answers
 from .guard import decide
-from .perturbations import FAMILIES, perturb, stronger, whom
+from .judges import ROBUSTNESS
+from .perturbations import stronger, whom
 from .statistics import interval, rate
-from .texts import closeness, rouge
+from .texts import rouge, similarity
 
 # %% ../nbs/14_robustness.ipynb #00278170
 def answers_to(model, tokenizer, prompts: list, **decoding) -> list:   # dicts answer, seconds, …
@@ -44,7 +45,7 @@ def model_outputs(
 # %% ../nbs/14_robustness.ipynb #a6dcc969
 def _cosines(answers: list, others: list) -> np.ndarray:
     "MiniLM cosine per pair; two empty answers are the same."
-    return np.array([1.0 if a == b else c for a, b, c in zip(answers, others, closeness(answers, others)[0])])
+    return np.array([1.0 if a == b else c for a, b, c in zip(answers, others, similarity(answers, others))])
 
 def score_rows(
     rows: list,         # from `model_outputs`
@@ -53,10 +54,10 @@ def score_rows(
 ) -> list:              # dicts question, family, clean, perturbed (similarity to the reference), clean_rouge, rouge, close (to the clean answer), flip
     "One row a variant, with what its answer is worth."
     flat = [(i, v) for i, row in enumerate(rows) for v in row['perturbations']]
-    clean, said = [rows[i][f'{name}_output'] for i, _ in flat], [v[f'{name}_output'] for _, v in flat]
-    expected = [references[i] for i, _ in flat]
-    columns = dict(clean=closeness(clean, expected)[0], perturbed=closeness(said, expected)[0], clean_rouge=rouge(clean, expected)['rougeL_f'], rouge=rouge(said, expected)['rougeL_f'], close=_cosines(said, clean),
-                   flip=[bool(faults(a)) != bool(faults(b)) for a, b in zip(said, clean)])
+    of, clean, said = [i for i, _ in flat], [row[f'{name}_output'] for row in rows], [v[f'{name}_output'] for _, v in flat]
+    worth = lambda answers, expected: (similarity(answers, expected), rouge(answers, expected)['rougeL_f'], np.array([bool(faults(a)) for a in answers]))
+    (near, grams, faulty), (perturbed, rouges, faulty_too) = worth(clean, references[:len(rows)]), worth(said, [references[i] for i in of])
+    columns = dict(clean=near[of], perturbed=perturbed, clean_rouge=grams[of], rouge=rouges, close=_cosines(said, [clean[i] for i in of]), flip=faulty_too != faulty[of])
     return [dict(question=i, family=v['family']) | {k: float(c[n]) for k, c in columns.items()} for n, (i, v) in enumerate(flat)]
 
 def summarise(scored: list, seed: int = 0) -> dict:   # family -> measure -> interval
@@ -103,7 +104,6 @@ def directional(prompts: list, models: dict, **decoding) -> dict:
 # %% ../nbs/14_robustness.ipynb #a8954510
 def judged(rows: list, name: str, judge) -> dict:   # family -> score -> interval over questions
     "What a judge thinks of the answers to variants beside those to the clean questions."
-    from zenbot.judges import ROBUSTNESS
     flat = [(i, row, v) for i, row in enumerate(rows) for v in row['perturbations']]
     verdicts = judge([dict(question=v['prompt'], reference=row[f'{name}_output'], answer=v[f'{name}_output']) for _, row, v in flat])
     out = {}
