@@ -8,7 +8,7 @@ import zenbot.guard as guard
 from conftest import zenbot_here
 from zenbot.core import read_jsonl
 from zenbot.guard import _SAFE, LAYERS, carried, decide, original_guard, read_message
-from zenbot.opinion import choose_thresholds, danger_score, opinion, recall_at, windows
+from zenbot.opinion import choose_thresholds, context, danger_score, opinion, recall_at, windows
 from zenbot.plain_words import FOLDER
 
 ROUTES = {"support", "check_in", "crisis", "redirect", "refuse"}
@@ -65,12 +65,25 @@ def test_after_an_attempt_the_emergency_number_stays():
     assert d["tier"] == 4 and "999" in d["reply"].split("\n")[0]
 
 
-def test_what_two_messages_said_together_is_carried(monkeypatch):
-    def fake(text): return dict(label="gray", kind="worry", probability=0.5, tier=3 if "AAA BBB" in text else 2 * ("AAA" in text or "BBB" in text), text=text)
+def test_a_message_is_read_with_what_it_answers():
+    calm = [dict(role="user", content="Our dog needs heart tablets twice a day, and the box is empty"), dict(role="assistant", content="Do you have enough for tonight?")]
+    worried = [dict(role="user", content="i cant keep going like this"), dict(role="assistant", content="Thank you for telling me. Are you thinking of ending your life?")]
+    for layers in (LAYERS, LAYERS[:1]): assert decide("yes", worried, layers=layers)["route"] == "crisis" and decide("yes", calm, layers=layers)["route"] == "support"
+    assert decide("no, not at all, only so tired", worried)["route"] != "crisis"
+
+
+def test_what_was_said_together_is_carried(monkeypatch):
+    def fake(text, before=""): return dict(label="gray", kind="worry", probability=0.5, tier=3 if "AAA" in before and text == "BBB" else 0, text=text)
     guard._read.cache_clear()
     monkeypatch.setattr(guard, "opinion", fake)
-    assert decide("BBB", ["AAA"])["route"] == "crisis" and decide("what is the capital of Peru", ["AAA", "BBB"])["route"] == "crisis"
+    assert decide("BBB", ["AAA"])["route"] == "crisis" and decide("what is the capital of Peru", ["AAA", "BBB"])["route"] == "crisis" and decide("BBB")["route"] == "support"
     guard._read.cache_clear()
+
+
+def test_the_context_is_short_and_holds_the_question():
+    turns = [("user", "word " * 500 + "the end of it"), ("assistant", "I hear you. " * 50 + "Are you safe? Is somebody with you? Take care.")]
+    found = context(turns)
+    assert len(found.split()) < 90 and "the end of it" in found and found.endswith("Are you safe? Is somebody with you?") and context([]) == "" and context([("assistant", "Hello!")]) == ""
 
 
 def test_reasons_belong_to_the_one_who_asked():

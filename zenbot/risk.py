@@ -18,7 +18,7 @@ from .plain_words import FOLDER, fold, plain
 def phrase_lists(
     file: str = 'phrases.yaml',   # in the folder `safety`
 ) -> dict:
-    "`names`, `risks` (kind -> tier -> phrases), `excuses` (kind -> phrases) and `negators`."
+    "`names`, `risks` (kind -> tier -> phrases), `excuses` (kind -> phrases), `answers` and `negators`."
     return yaml.safe_load((FOLDER/file).read_text())
 
 # %% ../nbs/12d_risk.ipynb #05f5def0
@@ -75,10 +75,13 @@ def _index(file: str) -> dict:   # word -> phrases, each (kind, tier, regular ex
     return index
 
 @cache
-def excuses(file: str = 'phrases.yaml') -> dict:   # kind -> regular expression
+def excuses(
+    file: str = 'phrases.yaml',
+    part: str = 'excuses',   # or `answers`
+) -> dict:                   # kind -> regular expression
     "What takes the weight from a phrase, by kind."
     lists = phrase_lists(file)
-    return {kind: re.compile(r'(?<!\S)(?:' + '|'.join(_pattern(_named(p, lists['names'])) for p in phrases) + ')') for kind, phrases in lists['excuses'].items()}
+    return {kind: re.compile(r'(?<!\S)(?:' + '|'.join(_pattern(_named(p, lists['names'])) for p in phrases) + ')') for kind, phrases in lists[part].items()}
 
 def find_phrases(
     sentence: str,   # plain words, a space after each
@@ -132,12 +135,23 @@ def _excuse(kind: str, match, sentence: str, answer: str, around: Around) -> str
     if around.doubt or (kind == 'explicit_ideation' and before.strip() and not _LINKS.search(before)): return 'doubt'
 
 # %% ../nbs/12d_risk.ipynb #fdc5b0c7
-def find_risks(text: str) -> list:   # of Finding
+def _yes(sentences: list, before: str) -> list:   # of Finding, one or none
+    "A yes to a question about dying: the words of danger stand in the question."
+    answers = excuses(part='answers')
+    yes = before and sentences and answers['agreed'].match(sentences[0])
+    if not yes or not any(answers['asked'].search(s + ' ') for s in plain(before)): return []
+    return [Finding(yes[0].strip(), 'explicit_ideation', 3, 'me', 'doubt' if answers['unless'].search(''.join(sentences)) else None)]
+
+def find_risks(
+    text: str,
+    before: str = '',   # what it answers: it only matters to a yes
+) -> list:              # of Finding
     "Every phrase of danger in a message, weighed where it stands."
     sentences = [s + ' ' for s in plain(text)]
     met = [(sentence, answer, *phrase) for sentence, answer in dict.fromkeys(zip(sentences, [*sentences[1:], ''])) for phrase in find_phrases(sentence)]   # what is said again weighs no more
-    if not met: return []
-    message, found = ''.join(sentences), []
+    found = _yes(sentences, before)
+    if not met: return found
+    message = ''.join(sentences)
     around = Around(bool(excuses()['fiction'].search(message)), bool(excuses()['doubt'].search(message)), _quotes(text))
     for sentence, answer, kind, tier, match in met:
         excuse = _excuse(kind, match, sentence, answer, around)
