@@ -14,7 +14,7 @@ LABELS = {"danger", "gray", "benign", "off_topic", "medical", "harmful"}
 
 def test_the_frozen_test_is_the_one_of_the_card():
     card = (FOLDER / "DATA_CARD.md").read_text()
-    assert sha256(FOLDER / "test.jsonl") in card
+    assert all(sha256(FOLDER / f"{part}.jsonl") in card for part in ("test", "conversations_test"))
     counts = Counter(r["label"] for r in read_jsonl(FOLDER / "test.jsonl"))
     assert counts.keys() == LABELS and all(f"| {n}:" in card or f"| {n} in " in card for n in counts.values())
     assert counts["danger"] >= 200 and counts["gray"] >= 120 and counts["benign"] >= 350
@@ -37,6 +37,15 @@ def test_every_row_says_what_it_is_and_once():
         assert len({r["text"].lower() for r in rows}) == len(rows)
 
 
+def test_conversations_of_both_parts_are_labelled_and_apart():
+    parts = [read_jsonl(FOLDER / f"conversations_{part}.jsonl") for part in ("dev", "test")]
+    said = [{t["content"] for c in part for t in c["turns"] if t["role"] == "user" and len(t["content"].split()) > 3} for part in parts]
+    assert not said[0] & said[1]
+    for c in parts[0] + parts[1]:
+        labels = {t["label"] for t in c["turns"] if t["role"] == "user"}
+        assert c["risk"] in {"none", "low", "high", "imminent"} and labels <= LABELS and ("danger" in labels) == (c["risk"] in {"high", "imminent"})
+
+
 def test_answers_of_both_parts_are_labelled_and_apart():
     dev, test = ([r["text"].lower() for r in read_jsonl(FOLDER / f"answers_{part}.jsonl")] for part in ("dev", "test"))
     assert not set(dev) & set(test)
@@ -54,4 +63,4 @@ def test_no_crisis_number_that_has_no_source_stands_in_an_answer():
 
 def test_the_card_counts_the_files():
     card = (FOLDER / "DATA_CARD.md").read_text()
-    for name in ("test", "dev", "answers_dev", "answers_test"): assert f"| `{name}.jsonl` | {len(read_jsonl(FOLDER / f'{name}.jsonl')):,} |" in card
+    for name in ("test", "dev", "conversations_test", "conversations_dev", "answers_dev", "answers_test"): assert f"| `{name}.jsonl` | {len(read_jsonl(FOLDER / f'{name}.jsonl')):,} |" in card

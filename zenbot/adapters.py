@@ -141,7 +141,7 @@ def merge(
     report = dict(max_logit_difference=(before - after).abs().max().item(), top1_agreement=(before.argmax(1) == after.argmax(1)).float().mean().item(),
                   rounding_nats=_loss(merged, rows) - loss_before, positions=len(before))
     if report['max_logit_difference'] > 0.01 and report['top1_agreement'] < 0.999: raise ValueError(f'the merged model differs from the adapter: {report}')
-    if abs(report['rounding_nats']) > tolerance: raise ValueError(f'rounding the merged model to {dtype} changes its loss: {report}. Train with a smaller learning rate.')
+    if abs(report['rounding_nats']) > tolerance: raise ValueError(f'rounding the merged model to {dtype} changes its loss: {report}. Beside weights of so few bits the changes are too small to be seen, or so large that they drown them: train at a larger or a smaller learning rate, or use the adapter on its base.')
     return merged, report
 
 def _loss(model, rows) -> float: return float(np.divide(*map(np.sum, response_losses(model, rows))))

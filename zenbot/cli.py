@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'judge_app', 'run', 'status', 'notebooks', 'audit', 'doctor', 'evaluate', 'judge_train', 'judge_audit',
-           'tasks', 'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'guard', 'perturb_file', 'work', 'main']
+           'tasks', 'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'sweep', 'guard', 'perturb_file', 'work',
+           'main']
 
 # %% ../nbs/20_cli.ipynb #70e8547a
 import json, os, shutil, sys, time
@@ -414,6 +415,72 @@ def export(
     from zenbot.llamacpp import to_gguf
     done = to_gguf(folder, out, quant)
     print(json.dumps(done) if as_json else f"{done['file']}: {done['mb']:.1f} MB, {done['kind']} ({', '.join(f'{n} {t}' for t, n in done['tensors'].items())})\nFor Ollama: ollama create NAME -f {done['modelfile']}")
+
+# %% ../nbs/20_cli.ipynb #fbb58c14
+def _sweep_table(found: dict):
+    "Cells done, running, failed, what is left of the time, and the best so far, as a table of rich."
+    from rich.table import Table
+    counts = {s: sum(e['status'] == s for e in found['cells']) for s in ('done', 'running', 'waiting', 'failed')}
+    seconds = [e['seconds'] for e in found['cells'] if e['status'] == 'done' and e['seconds']]
+    left = sum(seconds) / len(seconds) * (counts['running'] + counts['waiting']) / max(1, counts['running']) if seconds else None
+    first = found['arms'][0] if found['arms'] and found['best'] else None
+    best = f"{first['arm']} {first[found['best'].lstrip('-')]['value']:.4g}" if first and found['best'].lstrip('-') in first else '–'
+    table = Table(box=None, pad_edge=False)
+    for name, value in (*counts.items(), ('minutes left', '–' if left is None else f'{left / 60:.0f}'), ('best so far', best)): table.add_column(name, footer=str(value))
+    table.add_row(*(str(v) for v in counts.values()), '–' if left is None else f'{left / 60:.0f}', best)
+    return table
+
+class _SweepLines:
+    "For logs: the stages before the cells, then a line whenever a cell ends."
+    def __init__(self, out): self.stages, self.out, self.ended = _Lines(out), out, None
+    def __enter__(self): return self
+    def __exit__(self, *_): pass
+    def __call__(self, stage, state, info):
+        if stage != 'sweep': return self.stages(stage, state, info)
+        ended = {(e['folder'], e['begun']): e for e in info['cells'] if e['status'] in ('done', 'failed')}
+        for key in ended.keys() - (self.ended if self.ended is not None else ended.keys()):
+            e = ended[key]
+            print(f"{len(ended)}/{len(info['cells'])}  {e['arm']}" + ('' if e['seed'] is None else f" seed {e['seed']}") + f"  {e['status']} in {e['seconds']} s", file=self.out, flush=True)
+        self.ended = ended.keys()
+
+class _SweepLive:
+    "For a person: one table that is kept up to date."
+    def __init__(self):
+        from rich.console import Console
+        from rich.live import Live
+        self.live = Live(console=Console(stderr=True))
+    def __enter__(self): self.live.start(); return self
+    def __exit__(self, *_): self.live.stop()
+    def __call__(self, stage, state, info): self.live.update(_sweep_table(info) if stage == 'sweep' else f'before the cells: {stage} {state}')
+
+@app.command()
+def sweep(
+    grid: Annotated[str, typer.Argument(help='overfitting-demo, lora-demo, paradigms-demo, one of the others in profiles/sweeps, or a YAML file.')],
+    run: Annotated[Optional[Path], typer.Option('--run', help='Folder of the sweep; runs/sweeps/GRID if not given.')] = None,
+    jobs: Annotated[int, typer.Option('--jobs', help='Cells at once on this machine; the cores are divided among them.')] = 1,
+    on: Annotated[str, typer.Option('--on', help='local; ray (started on this machine); auto (the Ray cluster that this machine belongs to); HOST:PORT or ray://HOST:PORT.')] = 'local',
+    cpus: Annotated[int, typer.Option('--cpus', help='Of a cell, with --on ray.')] = 1,
+    gpus: Annotated[float, typer.Option('--gpus', help='Of a cell, with --on ray.')] = 0,
+    yes: Annotated[bool, typer.Option('--yes', help='More than 500 cells are meant.')] = False,
+    as_json: Json = False,
+):
+    "Execute a grid of runs; what is done is never run again. Exits with 1 if a cell failed twice."
+    from zenbot.sweep_report import arms_table, write_sweep_report
+    from zenbot.sweeps import cells_of, load_grid, run_sweep
+    cells_of(load_grid(grid), yes)   # what is wrong with a grid is said before a cluster is looked for
+    elsewhere = None
+    if on != 'local':
+        from zenbot.sweep_ray import on_ray
+        elsewhere = on_ray(None if on == 'ray' else on, cpus, gpus)
+    with (_SweepLive() if sys.stderr.isatty() and not as_json else _SweepLines(sys.stderr)) as show:
+        try: found = run_sweep(grid, run, jobs, elsewhere, yes, show)
+        except KeyboardInterrupt: raise RunFailed('stopped. Cells that are finished are kept; the same command goes on from here.') from None
+    page, failed = write_sweep_report(found['folder']), [e for e in found['cells'] if e['status'] == 'failed']
+    if as_json: print(json.dumps(found))
+    else:
+        if found['arms']: _print_table(arms_table(found), sys.stdout)
+        print(f'\nReport:  {page}')
+    if failed: raise RunFailed(f"{len(failed)} of {len(found['cells'])} cells failed, twice each: {failed[0]['error'].strip().splitlines()[-1]} Their notebooks are in {found['folder']}/cells; the same command tries them again.")
 
 # %% ../nbs/20_cli.ipynb #2caa531e
 def _texts(file: Path) -> list:   # of str

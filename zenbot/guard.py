@@ -34,6 +34,7 @@ LAYERS = ('phrases', 'meaning')
 Reading = namedtuple('Reading', 'tier situation label reasons')   # situation: as in replies.yaml, or None; label: what the encoder thinks, or None
 
 _log = logging.getLogger('zenbot.guard')
+_ROUTES = {'off_topic': ('redirect', 'redirect'), 'harmful': ('refuse', 'refuse'), 'medical': ('support', 'medical')}   # label -> route, situation
 _SITUATIONS = {'attempt_in_progress': 'now', 'other_in_danger': 'other', 'abuse_now': 'abuse', 'harm_to_others': 'violence'}   # of kinds of danger; the others: self
 
 def _failed(what: str, error: Exception):
@@ -96,7 +97,6 @@ def carried(
     return 0 if since is None else max(tiers[:2]) if since < 2 else 2 if since < 4 else 1
 
 # %% ../nbs/13_guard.ipynb #73c7b2f4
-_ROUTES = {'off_topic': ('redirect', 'redirect'), 'harmful': ('refuse', 'refuse'), 'medical': ('support', 'medical')}
 _SAFE = ('I had a technical problem just now, so let me be careful. How are you at this moment, and are you safe? I am an AI; if you might be in danger, please call your local emergency number, or find a free line on findahelpline.com. '
          'Put both feet on the floor, let a few breaths out slowly, and tell me what is going on.')
 

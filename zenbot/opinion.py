@@ -191,7 +191,7 @@ def choose_thresholds(
     logs: np.ndarray,       # (messages, 6), of messages that were not trained on
     labels: list,
     alarmed=None,             # (messages,) whether phrases raise the alarm already; their false alarms are part of the price
-    crisis: float = 0.02,     # share of the benign with an alarm, of either layer
+    crisis: float = 0.03,     # share of the benign with an alarm, of either layer
     check_in: float = 0.05,   # … above that of a gentle question
     redirect: float = 0.01,   # share of danger, gray, benign and medical above the line of a redirect
     refuse: float = 0.0005,   # … above that of a refusal

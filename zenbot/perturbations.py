@@ -22,7 +22,7 @@ from .texts import cosines
 # %% ../nbs/13a_perturbations.ipynb #93b5e301
 @cache
 def variant_lists() -> dict:
-    "What stands in perturbations.yaml: synonyms, leading, questions, roles, words, stronger, whom, crisis."
+    "What stands in perturbations.yaml: synonyms, leading, questions, roles, words, phrases, stronger, whom, crisis."
     return yaml.safe_load((package_dir()/'sample'/'perturbations.yaml').read_text())
 
 def _like(word: str, new: str) -> str: return new[0].upper() + new[1:] if word[0].isupper() else new
@@ -59,9 +59,23 @@ def _adverb_moved(text: str, rng: random.Random) -> str | None:
     last = re.match(rf"(?i)(I [^.!?,]*?) ({leading})([.!?])", text)
     return f'{_like("A", last[2])}, {last[1]}{last[3]}' + text[last.end():] if last else None
 
+_WRITTEN_OUT = {"i'm": 'I am', "can't": 'cannot', "it's": 'it is', "don't": 'do not', "doesn't": 'does not', "isn't": 'is not', "aren't": 'are not', "what's": 'what is', "that's": 'that is', "there's": 'there is', "he's": 'he is', "she's": 'she is'}
+_BEFORE_PARTICIPLE = r"(?! (?:been|got|gotten|had|gone|become|\w+ed)\b)"   # there, 's is has
+
+def _written_out(text: str, rng: random.Random) -> str | None:
+    short = re.compile(r"(?i)\b(?:" + '|'.join(_WRITTEN_OUT) + r")(?!\w)" + _BEFORE_PARTICIPLE)
+    new = short.sub(lambda m: _like(m[0], _WRITTEN_OUT[m[0].lower()]), text.replace('’', "'"))
+    return new if new != text.replace('’', "'") else None
+
+def _question_first(text: str, rng: random.Random) -> str | None:
+    sentences = re.findall(r'[^.!?]+[.!?]+', text)
+    if not 2 <= len(sentences) <= 6 or not sentences[-1].endswith('?') or '?' in ''.join(sentences[:-1]): return None
+    if re.search(r'(?i)\b(?:this|that|these|those|it|he|she|they|him|her|them|so|then)\b', sentences[-1]): return None   # it points back
+    return f"{sentences[-1].strip()} {''.join(sentences[:-1]).strip()}"
+
 def syntax(text: str, rng: random.Random) -> str | None:
-    "A question asked in another way, a subordinate clause or an adverb moved to the other end of its sentence."
-    for change in rng.sample([_other_question, _clause_first, _adverb_moved], 3):
+    "A question asked in another way or first, a subordinate clause or an adverb moved to the other end of its sentence, short forms written out."
+    for change in rng.sample(changes := [_other_question, _clause_first, _adverb_moved, _written_out, _question_first], len(changes)):
         if (new := change(text, rng)) is not None and new != text: return new
 
 # %% ../nbs/13a_perturbations.ipynb #fdca702b
@@ -85,9 +99,17 @@ def _spellings() -> dict:
     table = {**BRITISH_ENGLISH_SPELLINGS, **AMERICAN_ENGLISH_SPELLINGS, **words, **{b: a for a, b in words.items() if b not in words}}
     return {a: b for a, b in table.items() if ' ' not in a and a != b}
 
+@cache
+def _phrases() -> dict:
+    "American -> British phrases and back."
+    phrases = variant_lists()['phrases']
+    return {**phrases, **{b: a for a, b in phrases.items() if b not in phrases}}
+
 def dialect(text: str, rng: random.Random) -> str | None:
-    "American words and spellings for British ones, or the other way round."
-    return _exchange(text, _spellings(), rng, 99)
+    "American words, phrases and spellings for British ones, or the other way round."
+    spelt = _exchange(text, _spellings(), rng, 99) or text
+    new = re.sub(r'(?i)\b(?:' + '|'.join(sorted(_phrases(), key=len, reverse=True)) + r')\b', lambda m: _like(m[0], _phrases()[m[0].lower()]), spelt)
+    return new if new != text else None
 
 def control(text: str, rng: random.Random) -> str:
     "The same message: what a model does to it is the noise floor."

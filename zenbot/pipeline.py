@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'NAMES', 'Stage', 'notebooks_dir', 'Parameter', 'parameters', 'cast', 'nearest', 'load_profile',
-           'parse_override', 'resolve', 'code_hash', 'stage_key', 'is_current', 'execute', 'run_profile', 'ensure',
-           'status']
+           'parse_override', 'resolve', 'code_hash', 'stage_key', 'is_current', 'execute', 'locked', 'run_profile',
+           'run_stages', 'run_stage', 'ensure', 'status']
 
 # %% ../nbs/01_pipeline.ipynb #171443ab
 import ast, difflib, io, logging, os, re, shutil, signal, threading, time, tokenize
@@ -183,23 +183,32 @@ def is_current(run: Run, stage: Stage, key: str) -> bool:
     return all((run/n).exists() and fingerprint(run/n, f)['sha256'] == f['sha256'] for n, f in entry['makes'].items())
 
 # %% ../nbs/01_pipeline.ipynb #04a98196
+def _kernel_with(env: dict):
+    "The class of a kernel with these environment variables; papermill itself takes `env` and forgets it."
+    from jupyter_client.manager import AsyncKernelManager
+    class Kernel(AsyncKernelManager):
+        async def start_kernel(self, **kwargs): await super().start_kernel(**kwargs | dict(env=env))
+    return Kernel
+
 def execute(
     run: Run,
     stage: Stage,
     values: dict,      # all parameters of this stage
     show=lambda _: 0,  # called with the heartbeat about twice a second
+    env: dict = {},    # further environment variables of the notebook's process
 ):
     "Executes one stage notebook into the run folder; raises `BadInput` or `RunFailed` with the cell and what to do."
     import papermill as pm
     from nbclient.exceptions import DeadKernelError
-    final, working = run/'notebooks'/stage.notebook, run/'notebooks'/f'.{stage.notebook.removesuffix(".ipynb")}.tmp.ipynb'
+    final = run/'notebooks'/Path(stage.notebook).name
+    working = final.with_name(f'.{final.stem}.tmp.ipynb')
     final.parent.mkdir(exist_ok=True)
     (run/'progress.json').unlink(missing_ok=True)
     with _quiet(), _watch(run, show), _passing_on() as stopped:
         try:
             pm.execute_notebook(str(notebooks_dir()/stage.notebook), str(working), values | {'run': str(run.path)}, kernel_name='python3',
                                 progress_bar=False, cwd=str(run.path), extra_arguments=['--log-level=40'],
-                                env=dict(os.environ, ZENBOT_BATCH='1', TQDM_DISABLE='1', ZENBOT_HOME=str(home())))
+                                kernel_manager_class=_kernel_with(dict(os.environ, ZENBOT_BATCH='1', TQDM_DISABLE='1', ZENBOT_HOME=str(home())) | env))
         except pm.PapermillExecutionError as e: raise _explain(e, stage, final) from None
         except DeadKernelError:
             if stopped: raise RunFailed(f'Stopped by SIGTERM in stage {stage.name}; what is finished is kept, and the same command goes on from here.') from None
@@ -249,11 +258,14 @@ def _watch(run: Run, show):
 
 # %% ../nbs/01_pipeline.ipynb #d10310ca
 @contextmanager
-def _locked(run: Run):
-    "Holds the run folder; a second runner is told so at once."
+def locked(
+    run: Run,
+    wait: float = 0,   # seconds for another to leave
+):
+    "Holds the run folder; a second runner is told so."
     from filelock import FileLock, Timeout
     try:
-        with FileLock(run/'.lock', timeout=0): yield
+        with FileLock(run/'.lock', timeout=wait): yield
     except Timeout: raise BadInput(f'Another process is working in {run.path}; wait for it, or choose another folder with --run.') from None
 
 def _choose(start: str | None, until: str | None) -> tuple:
@@ -275,16 +287,33 @@ def run_profile(
     values = resolve(load_profile(profile), overrides)
     first, last = _choose(start, until)
     run = Run(run or f'runs/{Path(profile).stem}')
-    with _locked(run):
-        sweep(run)
+    with locked(run):
         run.update(profile=profile)
-        for i, stage in enumerate(STAGES[:last + 1]):
-            key = stage_key(run, stage, values[stage.name], run.record.get('stages', {}))
-            if is_current(run, stage, key) and not (start and i >= first): show(stage.name, 'skipped', {})
-            else: _run_stage(run, stage, values[stage.name], key, show)
+        run_stages(run, STAGES[:last + 1], values, show, NAMES[first:] if start else ())
     return run
 
-def _run_stage(run: Run, stage: Stage, values: dict, key: str, show):
+def run_stages(
+    run: Run,
+    stages: tuple,     # of Stage, in order
+    values: dict,      # stage -> all its parameters, from `resolve`
+    show=lambda stage, state, info: None,
+    anyway: tuple = (),   # names of stages to execute, up to date or not
+):
+    "Executes the stages that are not up to date; the folder is `locked` by the caller."
+    sweep(run)
+    for stage in stages:
+        key = stage_key(run, stage, values[stage.name], run.record.get('stages', {}))
+        if is_current(run, stage, key) and stage.name not in anyway: show(stage.name, 'skipped', {})
+        else: run_stage(run, stage, values[stage.name], key, show)
+
+def run_stage(
+    run: Run,
+    stage: Stage,
+    values: dict,     # all parameters of this stage
+    key: str,         # from `stage_key`
+    show=lambda stage, state, info: None,
+    env: dict = {},   # further environment variables of the notebook's process
+):
     "Executes a stage and records it, whether it ends well or not."
     start, started = time.time(), time.strftime('%Y-%m-%dT%H:%M:%S')
     what = dict(key=key, started=started, parameters={k: v for k, v in values.items() if k != 'run'}, environment=environment())
@@ -292,7 +321,7 @@ def _run_stage(run: Run, stage: Stage, values: dict, key: str, show):
     record(status='running')
     for stale in ('report.html', 'MODEL_CARD.md'): (run/stale).unlink(missing_ok=True)
     show(stage.name, 'running', {})
-    try: execute(run, stage, values, lambda info: show(stage.name, 'running', info))
+    try: execute(run, stage, values, lambda info: show(stage.name, 'running', info), env)
     except BaseException as e:
         record(status='failed', error=str(e), seconds=round(time.time() - start, 1))
         raise
@@ -315,7 +344,7 @@ def ensure(
             ensure(run, maker.name)
             values = {n: _locate(p.default, p.type) for n, p in parameters(maker.notebook).items()}
             values |= run.record.get('stages', {}).get(maker.name, {}).get('parameters', {})   # as it was made before, if it was
-            with _locked(run): _run_stage(run, maker, values, '', lambda *_: None)
+            with locked(run): run_stage(run, maker, values, '')
     return run
 
 # %% ../nbs/01_pipeline.ipynb #15d4c923
