@@ -176,3 +176,16 @@ def test_a_page_shows_text_as_text():
     cells = [dict(arm="<b>x", seed=None, folder="cells/x", status="failed", seconds=None, begun=2, error="<script>alert(1)</script>", given={}, values={})]
     page = sweep_page(dict(title="<i>", name="n", best=None, folder=".", cells=cells, arms=summary(cells)))
     assert "<script>" not in page and "<b>x" not in page and "<i>" not in page
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("notebook, name", [("15_overfitting", "overfitting-demo"), ("16_lora_configs", "lora-demo"), ("17_paradigms", "paradigms-demo")])
+def test_a_notebook_of_a_sweep_runs_on_a_small_grid(tmp_path, monkeypatch, notebook, name):
+    import papermill
+    from zenbot.core import package_dir
+    from zenbot.pipeline import notebooks_dir
+    grid = yaml.safe_load((package_dir() / f"profiles/sweeps/{name}.yaml").read_text())
+    grid |= dict(profile="smoke", seeds=[0, 1], axes={}, tune=None, fixed={k: v for k, v in grid["fixed"].items() if k not in ("epochs", "max_length")} | dict(max_steps=2, eval_steps=1))
+    monkeypatch.setenv("ZENBOT_HOME", str(tmp_path))
+    papermill.execute_notebook(notebooks_dir() / f"{notebook}.ipynb", tmp_path / "out.ipynb", dict(grid=str(written(grid, tmp_path)), run=str(tmp_path / "s")), cwd=str(tmp_path), progress_bar=False)
+    assert all(e["status"] == "done" for e in read_json(tmp_path / "s/sweep.json")["cells"]) and (tmp_path / "s/report.html").exists()

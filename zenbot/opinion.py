@@ -193,7 +193,7 @@ def choose_thresholds(
     alarmed=None,             # (messages,) whether phrases raise the alarm already; their false alarms are part of the price
     crisis: float = 0.03,     # share of the benign with an alarm, of either layer
     check_in: float = 0.05,   # … above that of a gentle question
-    redirect: float = 0.01,   # share of danger, gray, benign and medical above the line of a redirect
+    redirect: float = 0.0075,   # share of danger, gray, benign and medical above the line of a redirect
     refuse: float = 0.0005,   # … above that of a refusal
 ) -> dict:
     "Lines for each route at a given price."
@@ -244,7 +244,9 @@ def opinion(
     worst = int(scores.argmax())
     kind = max((k for k in reader.kinds if k[0] == 'danger'), key=lambda k: logs[worst, reader.kinds.index(k)])[1]
     tier = 3 + (kind == 'attempt_in_progress') if scores[worst] > lines['crisis'] else 2 * int(worry_score(labels).max() > lines['check_in'])
-    return dict(label=_about(labels[0], lines), kind=kind if tier >= 3 else 'worry', probability=float(np.exp(labels[worst, 0])), tier=tier, text=parts[worst])
+    about = _about(labels[0], lines)
+    if about == 'off_topic' and set(re.findall(r'[a-z]+', text.lower())) & set(word_lists()['counselling']): about = 'benign'   # who asks about counselling is at home
+    return dict(label=about, kind=kind if tier >= 3 else 'worry', probability=float(np.exp(labels[worst, 0])), tier=tier, text=parts[worst])
 
 def _about(logs: np.ndarray, lines: dict) -> str:   # (6,)
     "The label of a message; harmful only where it is sure, off topic where it is nothing for a counsellor, whatever else it may be."

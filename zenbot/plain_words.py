@@ -37,7 +37,7 @@ FOLDER = package_dir()/'safety'
 
 @cache
 def word_lists() -> dict:
-    "What stands in words.yaml: `slang`, what it means; `distinct`, words that are mended when misspelt; `ordinary`, words that look like them."
+    "What stands in words.yaml: `slang`, what it means; `distinct`, words that are mended when misspelt; `ordinary`, words that look like them; `alarming`, what to look for in a long message; `counselling`, words of counselling itself."
     return yaml.safe_load((FOLDER/'words.yaml').read_text())
 
 # %% ../nbs/12c_plain_words.ipynb #1e3b23bd
