@@ -37,9 +37,9 @@ def test_a_cluster_gives_the_numbers_of_this_machine_although_a_worker_is_lost(t
     monkeypatch.setenv("ZENBOT_HOME", str(tmp_path))
     (tmp_path / "grid.yaml").write_text(yaml.safe_dump(GRID))
     here = run_sweep(tmp_path / "grid.yaml", tmp_path / "here", jobs=2)
-    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False, node_ip_address="127.0.0.1"))
+    cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=0, include_dashboard=False))
     try:
-        workers = [cluster.add_node(num_cpus=1, node_ip_address="127.0.0.1") for _ in range(2)]
+        workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
         cluster.wait_for_nodes()
         lost = threading.Event()
         def lose():   # when two cells are back, and two others are on their way
