@@ -740,6 +740,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'zenbot.sweeps._Sweep.entry': ('sweeps.html#_sweep.entry', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._Sweep.execute': ('sweeps.html#_sweep.execute', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._Sweep.look': ('sweeps.html#_sweep.look', 'zenbot/sweeps.py'),
+                               'zenbot.sweeps._Sweep.record': ('sweeps.html#_sweep.record', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._begin_worker': ('sweeps.html#_begin_worker', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._checked': ('sweeps.html#_checked', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._complete': ('sweeps.html#_complete', 'zenbot/sweeps.py'),

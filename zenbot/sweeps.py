@@ -302,19 +302,23 @@ class _Sweep:
         return dict(arm=cell.arm, seed=cell.seed, given=cell.given, folder=f'cells/{path.name}', key=key, status=status, seconds=stage.get('seconds'), begun=run.record.get('begun', 0),
                     error=stage.get('error') if status == 'failed' else None, values=collected(run, self.grid['collect']) if status == 'done' else {})
 
-    def look(self, todo: list) -> dict:
-        "The record, with these cells read again."
-        self.entries |= {path: self.entry(path) for path in todo}
+    def record(self):
+        "Writes sweep.json, with the intervals of what is done so far."
         entries = list(self.entries.values())
-        found = dict({k: self.grid[k] for k in ('title', 'name', 'best')}, folder=str(self.run.path), cells=entries, arms=summary(entries, self.grid['best']))
-        self.show('sweep', 'running', found)
-        return found
+        self.found = dict({k: self.grid[k] for k in ('title', 'name', 'best')}, folder=str(self.run.path), cells=entries, arms=summary(entries, self.grid['best']))
+        write_json(self.run/'sweep.json', self.found)
+        self.show('sweep', 'running', self.found)
+
+    def look(self, todo: set):
+        "Shows which of these cells are at work; every second, so that nothing is computed anew."
+        self.entries |= {path: self.entry(path) for path in todo}
+        self.show('sweep', 'running', self.found | dict(cells=list(self.entries.values())))
 
     def execute(self, carry_out, jobs: int) -> dict:   # jobs: 0 where another machine counts its memory
         "What is not done, and once more what failed."
         todo = {p for p, (run, _, stage, _, key) in self.tasks.items() if not is_current(run, stage, key)}
         if jobs: _fits(jobs, [peak_mb(self.stage, self.tasks[p][3], self.tasks[p][1]) for p in todo])
-        write_json(self.run/'sweep.json', self.look([]))
+        self.record()
         for _ in range(2):
             failed = set()
             for path, error in carry_out([t for p, t in self.tasks.items() if p in todo]) if todo else ():
@@ -325,6 +329,6 @@ class _Sweep:
                 elif error is not None and not isinstance(error, BadInput): raise error   # that is no cell's fault
                 self.entries[path] = self.entry(path) | (dict(status='failed', error=str(error)) if error else {})
                 todo.discard(path)
-                write_json(self.run/'sweep.json', self.look(todo))
+                self.record()
             todo = failed
-        return read_json(self.run/'sweep.json')
+        return self.found
