@@ -47,7 +47,7 @@ def test_every_cell_is_executed_once_and_told_with_its_interval(trivial, tmp_pat
     found = run_sweep(grid, tmp_path / "s")
     assert [(e["given"]["x"], e["seed"], e["values"]["y"]) for e in found["cells"]] == [(x, s, x * x + s / 10) for x in (1, 2, 3) for s in (0, 1)]
     assert {e["begun"] for e in found["cells"]} == {1} and found["arms"][0]["arm"] == "x=3"
-    half = 12.706204736432095 * 0.05 * math.sqrt(2) / math.sqrt(2)   # Student's t of one degree of freedom; the two values are 0.1 apart
+    half = 12.706204736432095 * 0.05   # Student's t of one degree of freedom; the two values are 0.1 apart
     assert found["arms"][0]["y"]["high"] - found["arms"][0]["y"]["value"] == pytest.approx(half)
     assert all((tmp_path / "s" / e["folder"] / "notebooks/cell.ipynb").exists() for e in found["cells"])
     assert run_sweep(grid, tmp_path / "s", jobs=2)["cells"] == found["cells"]

@@ -163,6 +163,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'zenbot.core.package_dir': ('core.html#package_dir', 'zenbot/core.py'),
                              'zenbot.core.read_json': ('core.html#read_json', 'zenbot/core.py'),
                              'zenbot.core.read_jsonl': ('core.html#read_jsonl', 'zenbot/core.py'),
+                             'zenbot.core.rendered': ('core.html#rendered', 'zenbot/core.py'),
                              'zenbot.core.seed_everything': ('core.html#seed_everything', 'zenbot/core.py'),
                              'zenbot.core.sha256': ('core.html#sha256', 'zenbot/core.py'),
                              'zenbot.core.sweep': ('core.html#sweep', 'zenbot/core.py'),

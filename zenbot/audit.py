@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
-from .core import digest, package_dir, write_text
+from .core import digest, package_dir, rendered, write_text
 from .duplicates import FINGERPRINT, NEAR, fingerprints, near_edges, normalise, number
 from .rows import KINDS, Spool, scan
 
@@ -257,13 +257,11 @@ def plot_audit(found: dict):
 def write_page(found: dict, path: str | Path):
     "Writes the report as one HTML file."
     import matplotlib.pyplot as plt
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     picture, fig = io.BytesIO(), plot_audit(found)
     fig.savefig(picture, format='png', dpi=120)
     plt.close(fig)
-    env = Environment(loader=FileSystemLoader(package_dir()/'templates'), undefined=StrictUndefined, autoescape=True)
     facts = dict(found=found, verdict=verdict(found), table=table(found), picture=base64.b64encode(picture.getvalue()).decode())
-    write_text(path, env.get_template('audit.html.jinja').render(facts))
+    write_text(path, rendered('audit.html', facts))
 
 # %% ../nbs/02c_audit.ipynb #d23b1bdd
 def audit_files(

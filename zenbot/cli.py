@@ -425,9 +425,9 @@ def _sweep_table(found: dict):
     left = sum(seconds) / len(seconds) * (counts['running'] + counts['waiting']) / max(1, counts['running']) if seconds else None
     first = found['arms'][0] if found['arms'] and found['best'] else None
     best = f"{first['arm']} {first[found['best'].lstrip('-')]['value']:.4g}" if first and found['best'].lstrip('-') in first else '–'
-    table = Table(box=None, pad_edge=False)
-    for name, value in (*counts.items(), ('minutes left', '–' if left is None else f'{left / 60:.0f}'), ('best so far', best)): table.add_column(name, footer=str(value))
-    table.add_row(*(str(v) for v in counts.values()), '–' if left is None else f'{left / 60:.0f}', best)
+    row = counts | {'minutes left': '–' if left is None else f'{left / 60:.0f}', 'best so far': best}
+    table = Table(*row, box=None, pad_edge=False)
+    table.add_row(*map(str, row.values()))
     return table
 
 class _SweepLines:

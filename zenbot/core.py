@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BadInput', 'RunFailed', 'home', 'package_dir', 'find_input', 'atomic', 'sweep', 'write_text', 'write_json',
-           'read_json', 'write_jsonl', 'read_jsonl', 'sha256', 'digest', 'fingerprint', 'seed_everything',
+           'rendered', 'read_json', 'write_jsonl', 'read_jsonl', 'sha256', 'digest', 'fingerprint', 'seed_everything',
            'environment', 'Run', 'Heartbeat']
 
 # %% ../nbs/00_core.ipynb #ab34c6bd
@@ -85,6 +85,15 @@ def write_text(path: str | Path, text: str):
 def write_json(path: str | Path, obj):
     "Writes one JSON object atomically."
     write_text(path, json.dumps(obj, ensure_ascii=False, indent=1) + '\n')
+
+def rendered(
+    template: str,   # name in the package's templates, without .jinja
+    facts: dict,
+) -> str:
+    "A page of the package with these facts; what goes into HTML is escaped, and a fact that is missing is an error."
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    env = Environment(loader=FileSystemLoader(package_dir()/'templates'), undefined=StrictUndefined, autoescape='.html' in template)
+    return env.get_template(f'{template}.jinja').render(facts)
 
 def read_json(path: str | Path, default=None):
     "The object in a JSON file, or `default` where there is no file."

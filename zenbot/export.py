@@ -9,7 +9,7 @@ __all__ = ['FIGURES', 'verdict', 'pages', 'write_report']
 import base64, json
 from pathlib import Path
 
-from .core import BadInput, Run, package_dir, read_json, write_text
+from .core import BadInput, Run, read_json, rendered, write_text
 from .leaderboard import quality_table, read_board, tables, tested
 
 # %% ../nbs/18_export.ipynb #b5a3dd9f
@@ -54,10 +54,8 @@ def _facts(run: Run) -> dict:
 
 def pages(run: str | Path | Run) -> dict:   # file name -> text
     "`report.html`, `answers.html` and `MODEL_CARD.md` as they follow from the files of the run."
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    env = Environment(loader=FileSystemLoader(package_dir()/'templates'), undefined=StrictUndefined, autoescape=lambda name: '.html' in name, trim_blocks=False)
     facts = _facts(Run(run))
-    return {page: env.get_template(f'{page}.jinja').render(facts) + '\n' for page in ('report.html', 'answers.html', 'MODEL_CARD.md')}
+    return {page: rendered(page, facts) + '\n' for page in ('report.html', 'answers.html', 'MODEL_CARD.md')}
 
 def write_report(
     run: str | Path | Run,  # a run folder with results

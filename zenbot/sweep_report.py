@@ -10,7 +10,7 @@ import base64, json
 from pathlib import Path
 
 import numpy as np
-from .core import BadInput, atomic, home, package_dir, read_json, write_text
+from .core import BadInput, atomic, home, read_json, rendered, write_text
 
 # %% ../nbs/14c_sweep_report.ipynb #8c9c49a0
 def read_log(path: str | Path) -> list:   # of dicts with step, and loss or eval_loss
@@ -72,11 +72,9 @@ def sweep_page(
     picture: bytes | None = None,   # PNG of the curves
 ) -> str:               # HTML
     "The page of a sweep."
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-    env = Environment(loader=FileSystemLoader(package_dir()/'templates'), undefined=StrictUndefined, autoescape=True)
     notebook = lambda e: next((f"{e['folder']}/notebooks/{p.name}" for p in sorted((Path(found['folder'])/e['folder']/'notebooks').glob('[!.]*.ipynb'))), None)
     cells = [e | dict(notebook=notebook(e), shown={k: f'{v:.4g}' if isinstance(v, float) else v for k, v in e['values'].items()}) for e in found['cells']]
-    return env.get_template('sweep.html.jinja').render(found | dict(cells=cells, table=arms_table(found), columns=list(dict.fromkeys(c for e in cells for c in e['shown'])), picture=picture and base64.b64encode(picture).decode())) + '\n'
+    return rendered('sweep.html', found | dict(cells=cells, table=arms_table(found), columns=list(dict.fromkeys(c for e in cells for c in e['shown'])), picture=picture and base64.b64encode(picture).decode())) + '\n'
 
 def write_sweep_report(folder: str | Path) -> Path:   # of the page
     "Writes `report.html` and `figures/curves.png` of a sweep."
