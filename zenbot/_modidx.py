@@ -747,6 +747,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'zenbot.sweeps._complete': ('sweeps.html#_complete', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._fits': ('sweeps.html#_fits', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._link': ('sweeps.html#_link', 'zenbot/sweeps.py'),
+                               'zenbot.sweeps._planned_mb': ('sweeps.html#_planned_mb', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._rungs': ('sweeps.html#_rungs', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._stopped_kindly': ('sweeps.html#_stopped_kindly', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._variants': ('sweeps.html#_variants', 'zenbot/sweeps.py'),

@@ -13,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import lru_cache
 from multiprocessing import active_children, get_context
 from pathlib import Path
 
@@ -170,13 +171,18 @@ def collected(
     return {column: look(*where) for column, where in collect.items()}
 
 # %% ../nbs/14a_sweeps.ipynb #4773bff9
+@lru_cache
+def _planned_mb(model: str, targets: tuple, *rest) -> float:   # once for all cells that differ in nothing that takes memory
+    from zenbot.plan import plan   # which loads torch
+    method, batch, length, r, dropout, checkpointing = rest
+    return plan(model, method, 'cpu', batch, length, r, list(targets), dropout, checkpointing)['total_mb']
+
 def peak_mb(stage: Stage, values: dict, shared: Run) -> float | None:
     "What `plan` thinks a cell needs; None where it is no training."
-    from zenbot.plan import plan   # which loads torch
     v = values
     if not {'method', 'r', 'targets', 'batch_size'} <= v.keys(): return None
     model = v.get('model') or next((shared/name for name in stage.needs if (shared/name/'config.json').exists()), None)
-    return model and plan(model, v['method'], 'cpu', v['batch_size'], v.get('max_length') or v['block_size'], v['r'], v['targets'], v['dropout'], v['gradient_checkpointing'])['total_mb']
+    return model and _planned_mb(str(model), tuple(v['targets']), v['method'], v['batch_size'], v.get('max_length') or v['block_size'], v['r'], v['dropout'], v['gradient_checkpointing'])
 
 def _fits(jobs: int, needs: list):
     import psutil
