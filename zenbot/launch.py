@@ -77,6 +77,12 @@ def work(
     if int(os.environ.get('RANK', 0)) == 0:
         save_file(trained, job/'trained.safetensors')
         write_json(job/'log.json', log)
+    if started > 1: _leave_together()
+
+def _leave_together():
+    "Closes the group of processes: one that exits while another's threads still hold a connection to it can abort that other one."
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
 
 def _gathered(model) -> dict:
     "The trained weights, whole, whichever process holds their shards."
@@ -96,7 +102,12 @@ def _launch(command: list, job: Path):
     if code:
         lines = (job/'output.txt').read_text(errors='replace').splitlines()
         said = next((line.removeprefix('zenbot: ') for line in lines if line.startswith('zenbot: ')), None)
-        raise RunFailed(said or f'The launched training ended with code {code}: {" ".join(lines[-3:])[-300:]} All it said is in {job/"output.txt"}.')
+        raise RunFailed(said or f'The launched training ended with code {code}: {_last_words(lines)} All it said is in {job/"output.txt"}.')
+
+def _last_words(lines: list) -> str:
+    "What the workers printed last, before the launcher's own report of their end."
+    ended = next((i for i, line in enumerate(lines) if 'torch.distributed.elastic' in line or line.startswith('=====')), len(lines))
+    return ' '.join((lines[:ended] or lines)[-4:])[-600:]
 
 def _processes(command: list) -> int:
     "How many processes on this machine a launcher's command asks for."
