@@ -14,7 +14,7 @@ leaderboard: demo                 ## the demo's leaderboard into README.md
 	$(BIN)/python benchmarks/leaderboard.py runs/demo
 
 # notebooks that train for minutes at their own settings; the tests run them small
-LONG := 07a_lora_choices|08a_medical_tokens|09a_unlearning|12h_opinion_training|12i_answers_training|15_overfitting|16_lora_configs
+LONG := 07a_lora_choices|08a_medical_tokens|09a_unlearning|12h_opinion_training|12i_answers_training|15_overfitting|16_lora_configs|17_paradigms|17a_mixtures|17b_preferences
 
 test: .venv/.installed-dev        ## every notebook, then every test
 	ZENBOT_HOME=$$(mktemp -d) ZENBOT_BATCH=1 TQDM_DISABLE=1 $(BIN)/nbdev-test nbs --n-workers 1 --do-print --timing --skip-file-re '^([_.]|$(LONG))'

@@ -179,7 +179,7 @@ def test_a_page_shows_text_as_text():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("notebook, name", [("15_overfitting", "overfitting-demo"), ("16_lora_configs", "lora-demo")])
+@pytest.mark.parametrize("notebook, name", [("15_overfitting", "overfitting-demo"), ("16_lora_configs", "lora-demo"), ("17_paradigms", "paradigms-demo")])
 def test_a_notebook_of_a_sweep_runs_on_a_small_grid(tmp_path, monkeypatch, notebook, name):
     import papermill
     from zenbot.core import package_dir

@@ -7,6 +7,7 @@ __all__ = ['Memo', 'answer_rows']
 
 # %% ../nbs/10b_answers.ipynb #f27919e3
 import json, os
+from functools import partial
 from pathlib import Path
 
 from .core import digest, sha256
@@ -48,6 +49,7 @@ def answer_rows(
     batch_size: int = 64,  # answers at once, at most
     general: list = (),    # canonical rows of which only the loss is wanted
     show=lambda done, total: None,
+    elsewhere=None,        # other machines that write the answers: a function of (folder, chat template), then as `generate_answers`
     **decoding,            # as for `generate_answers`
 ) -> tuple:                # (per row {'answer', 'tokens', 'finished', 'first_token_seconds', 'seconds', 'nats', 'labelled'}, {'model_sha256', 'parameters', 'size_mb', 'rows_cut', 'general_loss', 'tokens_per_s', 'peak_memory_mb', 'written'})
     "Answers and losses of one model, of which only those that are not known yet are computed."
@@ -61,8 +63,10 @@ def answer_rows(
     if missing or unread or facts not in memo:
         with Meter() as meter:
             model = load_model(model_name)
-            pace = _write_missing(model, tokenizer, rows, asked, missing, memo, batch_size, show, **decoding)
+            write = partial(elsewhere, folder, tokenizer.chat_template) if elsewhere else partial(generate_answers, model, tokenizer)
+            pace = _write_missing(write, rows, asked, missing, memo, batch_size, show, **decoding)
             for i, n, c in zip(unread, *response_losses(model, [read[i] for i in unread], pad_token_id=tokenizer.pad_token_id)): memo.put(judged[i], [float(n), int(c)])
+        pace = None if elsewhere else pace   # of this machine it says nothing
         memo.put(facts, dict(parameters=count_parameters(model), peak_memory_mb=round(meter.peak_mb), tokens_per_s=pace or memo.known.get(facts, {}).get('tokens_per_s')))
     show(len(rows), len(rows))
     losses = [memo[j] for j in judged]
@@ -74,12 +78,12 @@ def _new(keys: list, memo: Memo) -> list:
     "Places of keys that are not known, each key once."
     return list({k: i for i, k in reversed([*enumerate(keys)]) if k not in memo}.values())[::-1]
 
-def _write_missing(model, tokenizer, rows, asked, missing, memo, batch_size, show, **decoding) -> float | None:
-    "Generates what is missing and keeps each answer as it ends; answer tokens per second, or nothing where nothing was missing."
+def _write_missing(write, rows, asked, missing, memo, batch_size, show, **decoding) -> float | None:
+    "Has what is missing written, and keeps each answer as it ends; answer tokens per second, or nothing where nothing was missing."
     written = []
     def keep(i, answer):
         memo.put(asked[missing[i]], answer)
         written.append(answer['tokens'])
         show(len(rows) - len(missing) + len(written), len(rows))
-    with Clock() as clock: generate_answers(model, tokenizer, [rows[i]['messages'][:-1] for i in missing], batch_size=batch_size, note=keep, **decoding)
+    with Clock() as clock: write([rows[i]['messages'][:-1] for i in missing], batch_size=batch_size, note=keep, **decoding) if missing else None
     return round(sum(written) / clock.seconds, 1) if written else None

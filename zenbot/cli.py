@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'Json', 'judge_app', 'run', 'status', 'notebooks', 'audit', 'doctor', 'evaluate', 'judge_train', 'judge_audit',
-           'tasks', 'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'sweep', 'guard', 'perturb_file', 'work',
-           'main']
+           'tasks', 'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'sweep', 'guard', 'perturb_file', 'chat',
+           'work', 'main']
 
 # %% ../nbs/20_cli.ipynb #70e8547a
 import json, os, shutil, sys, time
@@ -219,6 +219,9 @@ def evaluate(
     template: Annotated[str, typer.Option(help='own, chat, scenario, or a Jinja file for all models.')] = 'own',
     judge: Annotated[Optional[list[str]], typer.Option(help='embedded:FOLDER, hf:MODEL or openai:MODEL; audited first. Can be repeated.')] = None,
     free_cache: Annotated[bool, typer.Option('--free-cache', help="Remove from the Hub's cache what was fetched for this.")] = False,
+    on: Annotated[str, typer.Option('--on', help='Who writes the answers: local, or a Ray cluster (ray, auto, HOST:PORT or ray://HOST:PORT), as for sweeps.')] = 'local',
+    cpus: Annotated[int, typer.Option('--cpus', help='Of a model on the cluster.')] = 1,
+    gpus: Annotated[float, typer.Option('--gpus', help='Of a model on the cluster.')] = 0,
     seed: Annotated[int, typer.Option(help='Of sampling and bootstrap.')] = 0,
     as_json: Json = False,
 ):
@@ -233,9 +236,13 @@ def evaluate(
     rows, rejected = load_rows(data)
     if not rows: raise BadInput(f'{data} holds no row that can be used ({len(rejected)} rejected).')
     chat = None if template == 'own' else load_prompter(next(iter(named.values())), template).chat_template
+    elsewhere = None
+    if on != 'local':
+        from zenbot.answers_ray import answers_on_ray
+        elsewhere = answers_on_ray(None if on == 'ray' else on, cpus, gpus)
     board = compare(named, rows[:max_rows or None], out, load_rows(train)[0] if train else (), template=chat, batch_size=batch_size, max_length=max_length, seed=seed, free_cache=free_cache,
                     judges={j: load_judge(j) for j in judge or ()}, planted=audit_rows(data, 60, seed) if judge else (),
-                    max_new_tokens=max_new_tokens, temperature=temperature, repetition_penalty=repetition_penalty)
+                    elsewhere=elsewhere, max_new_tokens=max_new_tokens, temperature=temperature, repetition_penalty=repetition_penalty)
     if as_json: print(json.dumps(dict(out=str(out), rejected=len(rejected), leaderboard=board)))
     else:
         _show_board(board)
@@ -537,6 +544,32 @@ def perturb_file(
     write_jsonl(out, (dict(original=t, perturbations=k, rejected=by_text[t]) for t, k in zip(texts, kept)))
     found = dict(texts=len(texts), accepted=sum(map(len, kept)), rejected=len(rejected), out=str(out))
     print(json.dumps(found) if as_json else f"{found['accepted']} variants of {len(texts)} texts are in {out}; {len(rejected)} more did not keep the meaning and stand beside them with the reason.")
+
+# %% ../nbs/20_cli.ipynb #152bafa2
+_Model = Annotated[str, typer.Argument(help='smollm2-135m, a folder with a model or an adapter, a run folder, or a GGUF file.')]
+_Country = Annotated[str, typer.Option(help='Whose crisis line is named: GB, US, … or a locale; from the environment if not given.')]
+
+@app.command()
+def chat(
+    model: _Model,
+    country: _Country = '',
+    preset: Annotated[str, typer.Option(help='How the model chooses its words: precise, balanced or creative.')] = 'balanced',
+    max_new_tokens: Annotated[int, typer.Option('--max-new-tokens', min=1, help='Tokens of an answer, at most.')] = 256,
+    system: Annotated[str, typer.Option(help='A system note for the model.')] = '',
+):
+    "Talk to a model in the terminal, with the guard on. Nothing is stored."
+    from zenbot.chat import PRESETS, writer
+    from zenbot.opening import open_model
+    from zenbot.pipeline import nearest
+    from zenbot.replies import country_of
+    from zenbot.terminal import HELP, WELCOME, converse
+    if preset not in PRESETS: raise BadInput(f"There is no preset '{preset}': {nearest(preset, PRESETS)}")
+    if country: country_of(country)
+    opened = open_model(model)
+    print(f'{opened.name}: {opened.kind}, SHA-256 {opened.sha256[:12]}…\n{WELCOME}\n{HELP}', file=sys.stderr)
+    show = lambda piece: print(piece, end='', flush=True)
+    def ask(): return input('\nyou> ' if sys.stdin.isatty() else '')
+    converse(writer(opened, max_new_tokens, seed=int(time.time()), **PRESETS[preset]), ask, show, country or None, system)
 
 # %% ../nbs/20_cli.ipynb #da0f1b81
 @app.command(hidden=True)

@@ -48,11 +48,12 @@ def benchmark_model(
     max_length: int = 512,
     general: list = (),               # canonical rows on which only the loss is measured
     show=lambda done, total: None,
+    elsewhere=None,                   # other machines that write the answers, from `answers_on_ray`
     **decoding,                       # as for `generate_answers`
 ) -> tuple:                           # (per-row results, {'general_loss', 'parameters', 'size_mb', 'tokens_per_s', 'peak_memory_mb', 'rows_cut', 'written', 'model_sha256'})
     "Response loss and generated answers of one model on every row."
     tokenizer = tokenizer or load_prompter(model_name)
-    found, facts = answer_rows(model_name, dataset, memo or Memo(), tokenizer, max_length, batch_size, general, show, **decoding)
+    found, facts = answer_rows(model_name, dataset, memo or Memo(), tokenizer, max_length, batch_size, general, show, elsewhere, **decoding)
     sizes = labelled_bytes(tokenize_rows(dataset, tokenizer, max_length, last_only=True)[0], tokenizer)
     rows = scored(dataset, [f['answer'] for f in found])
     for row, f, r, size in zip(rows, found, dataset, sizes):
@@ -83,6 +84,7 @@ def evaluate(
     judges: dict = {},         # name -> judge, from `judge_audit.load_judge`
     planted: list = (),        # rows on which the judges are audited, from `judge_audit.audit_rows`
     show=lambda done, total: None,
+    elsewhere=None,            # other machines that write the answers, from `answers_on_ray`
     **decoding,
 ) -> list:                     # the leaderboard
     "Benchmarks models and baselines; writes answers and leaderboards, under the names that users of the original projects know."
@@ -92,7 +94,7 @@ def evaluate(
     for i, label in enumerate(labels):
         part = lambda done, total: show(i * len(rows) + done, len(labels) * len(rows))
         try:
-            if label in models: results[label], totals[label] = _one_model(models[label], rows, memo, template, free_cache, batch_size=batch_size, max_length=max_length, general=general, seed=seed, show=part, **decoding)
+            if label in models: results[label], totals[label] = _one_model(models[label], rows, memo, template, free_cache, batch_size=batch_size, max_length=max_length, general=general, seed=seed, show=part, elsewhere=elsewhere, **decoding)
             else: results[label], totals[label] = benchmark_baseline(label, rows, train), {}
             totals[label] |= _unknown(results[label])
         except (BadInput, OSError, MemoryError, RuntimeError, ValueError, ImportError) as e:

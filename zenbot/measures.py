@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['select_labelled', 'hidden_states', 'head_weight', 'token_losses', 'response_losses', 'labelled_bytes', 'Clock',
-           'Meter', 'peak_memory_mb', 'speeds']
+           'Meter', 'gpu_peak_mb', 'peak_memory_mb', 'speeds']
 
 # %% ../nbs/06_measures.ipynb #241e4116
 import time
@@ -96,7 +96,12 @@ class Meter(Clock):
 
     def __exit__(self, *_):
         super().__exit__()
-        self.peak_mb = peak_memory_mb()
+        self.peak_mb, self.gpu = peak_memory_mb(), gpu_peak_mb()
+
+def gpu_peak_mb() -> dict:   # {} without a GPU
+    "Peak memory of the GPU since the last `Meter`, in 10^6 bytes: what tensors took, and what torch held for them."
+    if not torch.cuda.is_available(): return {}
+    return dict(gpu_allocated_mb=round(torch.cuda.max_memory_allocated() / 1e6), gpu_reserved_mb=round(torch.cuda.max_memory_reserved() / 1e6))
 
 def peak_memory_mb() -> float:
     "Peak resident memory of this process (where the system can reset it: since the last `Meter`), plus the GPU's, in 10^6 bytes."
@@ -106,7 +111,7 @@ def peak_memory_mb() -> float:
         import psutil
         memory = psutil.Process().memory_info()
         host = getattr(memory, 'peak_wset', memory.rss) / 1e6
-    return host + (torch.cuda.max_memory_allocated() / 1e6 if torch.cuda.is_available() else 0.0)
+    return host + gpu_peak_mb().get('gpu_allocated_mb', 0.0)
 
 # %% ../nbs/06_measures.ipynb #4fb4b173
 def speeds(

@@ -169,8 +169,8 @@ def check_folder(folder: Path) -> Path:
 
 # %% ../nbs/02_models.ipynb #7878f641
 def load_tokenizer(name: str):
-    "A model's tokenizer, padding on the right, with a pad token that is not EOS."
-    folder = locate(name)
+    "The tokenizer of a model or an adapter, padding on the right, with a pad token that is not EOS."
+    folder = Path(name) if (Path(name)/'tokenizer.json').exists() else locate(name)
     if not any((folder/f).exists() for f in ('tokenizer.json', 'tokenizer.model', 'vocab.json')):
         raise BadInput(f'{folder} holds no tokenizer: copy tokenizer.json and tokenizer_config.json there from the model that it was made from.')
     return _with_pad(AutoTokenizer.from_pretrained(folder, trust_remote_code=False))

@@ -193,7 +193,7 @@ def train(
     model.eval()
     chosen = dict(best_step=trainer.state.best_global_step) if best else {}
     return _tidy(trainer.state.log_history, logging_steps, before, chosen | dict(
-        steps=trainer.state.global_step, tokens_per_s=round(progress.rate, 1), seconds=round(progress.seconds, 1), peak_memory_mb=round(meter.peak_mb),
+        steps=trainer.state.global_step, tokens_per_s=round(progress.rate, 1), seconds=round(progress.seconds, 1), peak_memory_mb=round(meter.peak_mb), **meter.gpu,
         trainable_parameters=count_parameters(model, trainable=True), parameters=count_parameters(model), rows=len(rows), processes=trainer.args.world_size))
 
 # %% ../nbs/07_training.ipynb #c60691fc
