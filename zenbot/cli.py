@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Json', 'judge_app', 'run', 'status', 'notebooks', 'audit', 'doctor', 'evaluate', 'judge_train', 'judge_audit',
            'tasks', 'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'sweep', 'guard', 'perturb_file', 'chat',
-           'work', 'main']
+           'serve_model', 'work', 'main']
 
 # %% ../nbs/20_cli.ipynb #70e8547a
 import json, os, shutil, sys, time
@@ -570,6 +570,27 @@ def chat(
     show = lambda piece: print(piece, end='', flush=True)
     def ask(): return input('\nyou> ' if sys.stdin.isatty() else '')
     converse(writer(opened, max_new_tokens, seed=int(time.time()), **PRESETS[preset]), ask, show, country or None, system)
+
+# %% ../nbs/20_cli.ipynb #a3aa4f40
+@app.command(name='serve')
+def serve_model(
+    model: _Model,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    host: Annotated[str, typer.Option(help='Where to listen; anything but 127.0.0.1 needs a key.')] = '127.0.0.1',
+    key: Annotated[str, typer.Option(envvar='ZENBOT_KEY', help='Bearer key that clients must bring.')] = '',
+    country: _Country = '',
+    max_tokens: Annotated[int, typer.Option('--max-tokens', min=1, help='Of an answer.')] = 512,
+    max_requests: Annotated[int, typer.Option('--max-requests', min=1, help='At once; more are told to come again.')] = 128,
+    timeout: Annotated[float, typer.Option(help='Seconds for an answer.')] = 300,
+):
+    "An OpenAI-style server with the guard inside: /v1/chat/completions, /v1/models, /healthz."
+    from zenbot.opening import open_model
+    from zenbot.replies import country_of
+    from zenbot.serve import serve
+    if country: country_of(country)
+    opened = open_model(model)
+    print(f'{opened.name}: {opened.kind}, SHA-256 {opened.sha256[:12]}…\nhttp://{host}:{port}/v1 (Ctrl-C ends)', file=sys.stderr, flush=True)
+    serve(opened, port, host, key or None, country=country or None, most_tokens=max_tokens, most_requests=max_requests, seconds=timeout)
 
 # %% ../nbs/20_cli.ipynb #da0f1b81
 @app.command(hidden=True)

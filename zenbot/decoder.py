@@ -85,8 +85,18 @@ class LlamaCache(CachedModel):
         self._each(lambda t: t.repeat(rows, 1, 1, 1))
 
     def keep(self, rows):
-        self.mask = self.mask[rows]
-        self._each(lambda t: t[rows])
+        first = int(self.mask[rows].any(0).int().argmax())   # the columns before it are nobody's any more
+        self.mask, self.length = self.mask[rows, first:], self.length - first
+        self._each(lambda t: t[rows, :, first:])
+
+    def join(self, other):
+        "Takes in the rows of another decoder of the same model; the shorter ones get columns on their left that nobody sees."
+        length = max(self.length, other.length)
+        level = lambda t, d, dim: F.pad(t.narrow(dim, 0, d.length), (0,) * (2 * (t.dim() - 1 - dim)) + (length - d.length, 0))
+        both = lambda mine, theirs, dim: torch.cat([level(mine, self, dim), level(theirs, other, dim)])
+        self.mask = both(self.mask, other.mask, 1)
+        for i in range(len(self.keys)): self.keys[i], self.values[i] = (both(getattr(self, n)[i], getattr(other, n)[i], 2) for n in ('keys', 'values'))
+        self.length = length
 
     def _make_room(self, tokens: int):
         missing = tokens - self.keys[0].shape[2]
