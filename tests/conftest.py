@@ -21,10 +21,15 @@ def shared(name: str) -> Path:
     return SHARED / name
 
 
+def offline(home: Path) -> dict:
+    """An environment in which every Python can reach this machine and no other; who wanted to is in the file offline.log."""
+    path = os.pathsep.join(filter(None, [str(ROOT / "tests/offline"), os.environ.get("PYTHONPATH")]))
+    return os.environ | {"ZENBOT_HOME": str(home), "ZENBOT_OFFLINE_LOG": str(home / "offline.log"), "PYTHONPATH": path}
+
+
 def zenbot(*args, home: Path, **kwargs) -> subprocess.CompletedProcess:
-    """Runs the command as a user would."""
-    env = os.environ | {"ZENBOT_HOME": str(home)}
-    return subprocess.run([str(Path(sys.executable).parent / "zenbot"), *map(str, args)], capture_output=True, text=True, env=env, cwd=home, **kwargs)
+    """Runs the command as a user would, with the network closed."""
+    return subprocess.run([str(Path(sys.executable).parent / "zenbot"), *map(str, args)], capture_output=True, text=True, env=offline(home), cwd=home, **kwargs)
 
 
 def zenbot_here(*args, home: Path) -> subprocess.CompletedProcess:

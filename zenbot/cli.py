@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'Json', 'judge_app', 'run', 'status', 'notebooks', 'audit', 'doctor', 'evaluate', 'judge_train', 'judge_audit',
            'tasks', 'verify', 'rerun', 'plan', 'train', 'prune', 'export', 'sweep', 'guard', 'perturb_file', 'chat',
-           'serve_model', 'work', 'main']
+           'serve_model', 'open_app', 'work', 'main']
 
 # %% ../nbs/20_cli.ipynb #70e8547a
 import json, os, shutil, sys, time
@@ -591,6 +591,15 @@ def serve_model(
     opened = open_model(model)
     print(f'{opened.name}: {opened.kind}, SHA-256 {opened.sha256[:12]}…\nhttp://{host}:{port}/v1 (Ctrl-C ends)', file=sys.stderr, flush=True)
     serve(opened, port, host, key or None, country=country or None, most_tokens=max_tokens, most_requests=max_requests, seconds=timeout)
+
+@app.command(name='app')
+def open_app(
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 7860,
+    host: Annotated[str, typer.Option(help='Where to listen; elsewhere than on 127.0.0.1 others can read along and start trainings.')] = '127.0.0.1',
+):
+    "Train, assess and talk in a browser, on this machine."
+    from zenbot.app import launch_app
+    launch_app(port, host)
 
 # %% ../nbs/20_cli.ipynb #da0f1b81
 @app.command(hidden=True)
