@@ -189,6 +189,59 @@ def test_a_guard_that_fails_answers_kindly(listening, monkeypatch):
 def test_script_in_a_message_comes_back_as_text_only(listening):
     got = listening.post(messages=user("<script>alert(1)</script> I cannot sleep"), max_tokens=4)
     assert got.headers["content-type"] == "application/json" and got.headers["x-content-type-options"] == "nosniff"
+    echo = listening.post(model="<script>alert(1)</script>", messages=user("Hi"))
+    assert echo.status_code == 404 and "<script>" not in echo.text
+
+
+def test_fields_of_other_clients_are_understood_or_passed_over(listening):
+    plain = dict(messages=[dict(role="system", content="Be kind."), *user("I lie awake until four.")], max_tokens=12, seed=3)
+    parts = dict(messages=[dict(role="developer", content="Be kind."), dict(role="user", content=[dict(type="text", text="I lie awake until four.")])], max_completion_tokens=12, seed=3, n=None, stream=None, user="me", frequency_penalty=0, tools=[])
+    one, other = listening.post(**plain).json(), listening.post(**parts).json()
+    assert one["choices"] == other["choices"] and one["usage"] == other["usage"]
+    word = one["choices"][0]["message"]["content"][2:5]
+    cut = listening.post(**plain | dict(stop=word)).json()["choices"][0]
+    assert cut["message"]["content"] == one["choices"][0]["message"]["content"].split(word)[0] and cut["finish_reason"] == "stop"
+
+
+def test_an_answer_that_takes_too_long_ends_where_it_is(opened):
+    with Listening(make_app(opened, most_tokens=1900, seconds=0.3)) as listening:
+        opened.tokenizer.eos_token_id, eos = 0, opened.tokenizer.eos_token_id
+        try: got = listening.post(messages=user("I lie awake")).json()
+        finally: opened.tokenizer.eos_token_id = eos
+    assert got["choices"][0]["finish_reason"] == "length" and 0 < got["usage"]["completion_tokens"] < 1900
+
+
+def test_what_was_replaced_is_not_written_to_its_end(opened, monkeypatch):
+    import zenbot.chat
+    monkeypatch.setattr(zenbot.chat, "check_stream", lambda pieces, reply, tier, count: (count.update(["diagnosis"]), next(iter(pieces)), iter([reply]))[-1])
+    with Listening(make_app(opened, most_tokens=1900)) as listening:
+        opened.tokenizer.eos_token_id, eos = 0, opened.tokenizer.eos_token_id
+        try:
+            got = listening.post(messages=user("I lie awake")).json()
+            until_ = time.monotonic() + 5
+            while listening.app.state.batcher.writing and time.monotonic() < until_: time.sleep(0.02)
+            assert not listening.app.state.batcher.writing
+        finally: opened.tokenizer.eos_token_id = eos
+    assert got["choices"][0]["finish_reason"] == "stop" and got["zenbot"]["replaced"] == {"diagnosis": 1} and got["usage"]["completion_tokens"] < 200
+
+
+def test_no_log_holds_what_anybody_wrote(listening, caplog, monkeypatch):
+    caplog.set_level("DEBUG")
+    listening.post(messages=user("I lie awake here in Zanzibar"), max_tokens=2)
+    monkeypatch.setattr(listening.app.state.batcher, "model", None)
+    assert listening.post(messages=user("I lie awake here in Zanzibar"), max_tokens=2).status_code == 500
+    assert "Zanzibar" not in caplog.text and "A request failed" in caplog.text
+
+
+def test_an_answer_given_up_lets_its_reader_go(opened):
+    batcher = Batcher(opened.model, opened.tokenizer, rows=1)
+    first, queued = (batcher.ask(opened.tokenizer("I lie awake").input_ids, n) for n in (500, 5))
+    queued.give_up()
+    assert list(queued) == []
+    first.give_up()
+    assert len(list(first)) < 500
+    batcher.close()
+    assert list(batcher.ask([5], 3)) == []
 
 
 @pytest.mark.parametrize("pieces, stops, text", [(["ab", "cd"], [], "abcd"), (["ab", "cd"], ["bc"], "a"), (["a#", "#", "#b"], ["###"], "a"), (["a#", "#b"], ["###"], "a##b"), (["x"], ["longer than all"], "x"), (["ab"], ["b", "a"], "")])

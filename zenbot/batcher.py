@@ -37,8 +37,8 @@ class Asked:
         self.tokens.put(error)
 
     def give_up(self):
-        "Nobody waits for this answer any more: it leaves at the next step."
-        self.over = True
+        "Nobody waits for this answer any more: its reader is let go at once, and it leaves at the next step."
+        self.end()
 
     @property
     def width(self) -> int: return len(self.ids) + self.most   # tokens, at most
@@ -98,7 +98,8 @@ class Batcher:
         "Queues a prompt."
         asked = Asked(ids, self.tokenizer.eos_token_id, max_new_tokens, torch.Generator(self.model.device).manual_seed(seed), (temperature, top_p, repetition_penalty))
         with self.bell:
-            self.waiting.append(asked)
+            if self.closed: asked.end()
+            else: self.waiting.append(asked)
             self.bell.notify()
         return asked
 

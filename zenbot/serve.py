@@ -52,8 +52,8 @@ class ChatRequest(BaseModel):
     max_completion_tokens: Annotated[int | None, Field(ge=1)] = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     seed: int | None = None
-    n: Annotated[int, Field(ge=1, le=1)] = 1
-    stream: bool = False
+    n: Annotated[int | None, Field(ge=1, le=1)] = None
+    stream: bool | None = None
     stream_options: StreamOptions | None = None
 
     def plain(self) -> list:   # of dicts role, content
@@ -74,36 +74,55 @@ class Error(BaseModel):
 class Turn:
     "One answer on its way: what was asked of the model, if it was asked at all."
     def __init__(self, opened: Opened, batcher: Batcher | None, told: ChatRequest, most: int):
-        self.opened, self.batcher, self.asked, self.ended = opened, batcher, None, None
+        self.opened, self.batcher, self.asked, self.messages, self.pieces = opened, batcher, None, [], 0
+        self.ended = self.gone = False   # by a stop word; by whoever waited
         self.limit = min(told.max_completion_tokens or told.max_tokens or most, most)
         self.rules = dict(temperature=0.7 if told.temperature is None else told.temperature, top_p=told.top_p or 1.0, repetition_penalty=1.1)
         self.seed = told.seed if told.seed is not None else uuid.uuid4().int
         self.stops = [s for s in ([told.stop] if isinstance(told.stop, str) else told.stop or []) if s]
 
     def write(self, messages: list) -> Iterator:
-        if self.batcher is None: return until(_in_turn(writer(self.opened, self.limit, self.seed % 2**31, **self.rules), messages), self.stops, self.stop)
+        self.messages = messages
+        if self.batcher is None: return until(self._in_turn(writer(self.opened, self.limit, self.seed % 2**31, **self.rules)), self.stops, self.stop)
         tokenizer = self.opened.tokenizer
         prompt = render(fit(messages, tokenizer, room_of(self.opened.model), self.limit), tokenizer, True)
         self.asked = self.batcher.ask(tokenizer(prompt, add_special_tokens=False).input_ids, self.limit, seed=(self.seed + zlib.crc32(prompt.encode())) % 2**63, **self.rules)
         return until(spell(tokenizer, self.asked), self.stops, self.stop)
 
+    def _in_turn(self, write) -> Iterator:
+        "llama.cpp writes one answer at a time, and a piece is a token."
+        while not _turns.acquire(timeout=0.2):
+            if self.gone: return
+        try:
+            for self.pieces, piece in enumerate(write(self.messages), 1):
+                if self.gone: return
+                yield piece
+        finally: _turns.release()
+
     def stop(self):
         "As if the model had ended here."
         self.ended = True
-        if self.asked: self.asked.give_up()
+        self.give_up()
 
     def give_up(self):
         "Nobody waits any more."
+        self.gone = True
         if self.asked: self.asked.give_up()
 
-    @property
-    def reason(self) -> str: return 'length' if self.asked and not (self.asked.finished or self.ended) else 'stop'
+    def reason(self, replaced) -> str:
+        "Why the answer ended: OpenAI's finish_reason."
+        if self.ended or replaced or not self.messages: return 'stop'
+        return 'stop' if (self.asked.finished if self.asked else not self.gone and self.pieces < self.limit) else 'length'
+
+    def usage(self, text: str, replaced) -> dict:
+        "Tokens of prompt and answer; where the model was not asked or was cut off, those of the text."
+        model, tokenizer = self.opened.model, self.opened.tokenizer
+        count = (lambda t: len(model.tokenize(t.encode()))) if tokenizer is None else lambda t: len(tokenizer(t, add_special_tokens=False).input_ids)
+        read = len(self.asked.ids) if self.asked else sum(count(m['content']) for m in self.messages)
+        written = self.asked.count if self.asked and not replaced else count(text)
+        return dict(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 _turns = threading.Lock()
-
-def _in_turn(write, messages: list) -> Iterator:
-    "llama.cpp writes one answer at a time."
-    with _turns: yield from write(messages)
 
 def until(pieces, stops: list, stop) -> Iterator:   # pieces: of str
     "The text before the first of some words; what may be the beginning of one is held back."
@@ -146,22 +165,18 @@ def _extension(decision: dict, replaced) -> dict:
     "The guard's decision, beside OpenAI's fields."
     return dict(zenbot={k: decision[k] for k in ('tier', 'route', 'reasons')} | dict(replaced=dict(replaced)))
 
-def _usage(turn: Turn, text: str) -> dict:
-    "Tokens of prompt and answer; where the model was not asked, those of the text."
-    if turn.opened.tokenizer is None: count = lambda t: len(turn.opened.model.tokenize(t.encode()))
-    else: count = lambda t: len(turn.opened.tokenizer(t, add_special_tokens=False).input_ids)
-    read, written = (len(turn.asked.ids), turn.asked.count) if turn.asked else (0, count(text))
-    return dict(prompt_tokens=read, completion_tokens=written, total_tokens=read + written)
 
 async def _whole(turn: Turn, pieces, gone, seconds: float) -> str:
     "All of an answer; who has gone, or waits too long, gets what there is."
     task, until = asyncio.create_task(run_in_threadpool(lambda: ''.join(pieces))), time.monotonic() + seconds
-    while not task.done():
-        await asyncio.wait({task}, timeout=0.2)
-        if time.monotonic() > until or await gone(): turn.give_up()
-    return await task
+    try:
+        while not task.done():
+            await asyncio.wait({task}, timeout=0.2)
+            if time.monotonic() > until or await gone(): turn.give_up()
+        return await task
+    finally: turn.give_up()   # what was replaced need not be written to its end
 
-async def _events(turn: Turn, pieces, head: dict, last: dict, usage: bool, seconds: float, leave):
+async def _events(turn: Turn, pieces, head: dict, decision: dict, replaced, usage: bool, seconds: float, leave):
     "An answer as server-sent events."
     event = lambda **more: f'data: {json.dumps(head | more, ensure_ascii=False)}\n\n'
     choice = lambda delta, reason=None: dict(choices=[dict(index=0, delta=delta, finish_reason=reason)])
@@ -172,8 +187,8 @@ async def _events(turn: Turn, pieces, head: dict, last: dict, usage: bool, secon
         async for piece in iterate_in_threadpool(iter(pieces)):
             said += piece
             yield event(**choice(dict(content=piece)))
-        yield event(**choice({}, turn.reason), **last())
-        if usage: yield event(choices=[], usage=_usage(turn, said))
+        yield event(**choice({}, turn.reason(replaced)), **_extension(decision, replaced))
+        if usage: yield event(choices=[], usage=turn.usage(said, replaced))
     except Exception as e:
         logging.getLogger('zenbot.serve').error('An answer failed (%s).', type(e).__name__)
         yield f'data: {json.dumps(dict(error=dict(message=_FAILED, type="server_error", param=None, code=None)))}\n\n'
@@ -230,14 +245,21 @@ def make_app(
             decision, pieces, replaced = await run_in_threadpool(guarded, turn.write, told.plain(), country)
             headers = {'X-ZenBot-Route': decision['route'], 'X-ZenBot-Tier': str(decision['tier']), 'X-Content-Type-Options': 'nosniff'}
             if told.stream:
-                events = _events(turn, pieces, head, lambda: _extension(decision, replaced), bool(told.stream_options and told.stream_options.include_usage), seconds, leave)
+                events = _events(turn, pieces, head, decision, replaced, bool(told.stream_options and told.stream_options.include_usage), seconds, leave)
                 leave = lambda: None   # the stream does
                 return StreamingResponse(events, media_type='text/event-stream', headers=headers | {'Cache-Control': 'no-store'})
             text = await _whole(turn, pieces, http.is_disconnected, seconds)
-            choice = dict(index=0, message=dict(role='assistant', content=text), finish_reason=turn.reason)
-            return JSONResponse(head | dict(choices=[choice], usage=_usage(turn, text), **_extension(decision, replaced)), headers=headers)
+            choice = dict(index=0, message=dict(role='assistant', content=text), finish_reason=turn.reason(replaced))
+            return JSONResponse(head | dict(choices=[choice], usage=turn.usage(text, replaced), **_extension(decision, replaced)), headers=headers)
         finally: leave()
+    app.openapi = lambda: _truthful(FastAPI.openapi(app))
     return app
+
+def _truthful(document: dict) -> dict:
+    "FastAPI's description without its 422: what cannot be read is a 400 here, as OpenAI has it."
+    for operations in document['paths'].values():
+        for operation in operations.values(): operation['responses'].pop('422', None)
+    return document
 
 def _public_name(opened: Opened) -> str:
     "What clients call the model: never a path."
