@@ -43,6 +43,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                             'zenbot.app.Confined.__init__': ('app.html#confined.__init__', 'zenbot/app.py'),
                             'zenbot.app._choices': ('app.html#_choices', 'zenbot/app.py'),
                             'zenbot.app._first_choices': ('app.html#_first_choices', 'zenbot/app.py'),
+                            'zenbot.app._lists': ('app.html#_lists', 'zenbot/app.py'),
                             'zenbot.app.build_app': ('app.html#build_app', 'zenbot/app.py'),
                             'zenbot.app.launch_app': ('app.html#launch_app', 'zenbot/app.py'),
                             'zenbot.app.theme': ('app.html#theme', 'zenbot/app.py')},
