@@ -939,6 +939,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                'zenbot.sweeps._planned_mb': ('sweeps.html#_planned_mb', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._rungs': ('sweeps.html#_rungs', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._stopped_kindly': ('sweeps.html#_stopped_kindly', 'zenbot/sweeps.py'),
+                               'zenbot.sweeps._submitted': ('sweeps.html#_submitted', 'zenbot/sweeps.py'),
                                'zenbot.sweeps._variants': ('sweeps.html#_variants', 'zenbot/sweeps.py'),
                                'zenbot.sweeps.arms_of': ('sweeps.html#arms_of', 'zenbot/sweeps.py'),
                                'zenbot.sweeps.before': ('sweeps.html#before', 'zenbot/sweeps.py'),

@@ -9,7 +9,7 @@ __all__ = ['MANY', 'Cell', 'load_grid', 'stage_of', 'arms_of', 'cells_of', 'befo
 # %% ../nbs/14a_sweeps.ipynb #567e7028
 import itertools, logging, math, os, shutil, signal, threading, time
 from collections import namedtuple
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import replace
@@ -222,6 +222,14 @@ def _stopped_kindly():
     finally:
         if before is not None: signal.signal(signal.SIGTERM, before)
 
+def _submitted(pool, task: tuple, env: dict) -> Future:
+    "A cell on its way to a worker; where the pool has lost one and takes no more, that is what the future says."
+    try: return pool.submit(execute_cell, *task, env)
+    except BrokenProcessPool as e:
+        lost = Future()
+        lost.set_exception(e)
+        return lost
+
 def locally(
     tasks: list,   # (run of the cell, shared run, stage, values, key)
     jobs: int,     # at once
@@ -229,8 +237,11 @@ def locally(
     "Executes cells on this machine."
     with ProcessPoolExecutor(jobs, get_context('spawn'), _begin_worker) as pool, _stopped_kindly():
         try:
-            waiting = {pool.submit(execute_cell, *task, threads(jobs)): task[0].path for task in tasks}
-            while waiting:
+            todo, waiting = list(tasks), {}
+            while todo or waiting:
+                while todo and len(waiting) < jobs:   # no more: a worker whose parent was killed would take the next one before it notices
+                    task = todo.pop(0)
+                    waiting[_submitted(pool, task, threads(jobs))] = task[0].path
                 for future in wait(waiting, timeout=1, return_when=FIRST_COMPLETED).done: yield waiting.pop(future), future.exception()
                 yield None, None
         finally: pool.shutdown(wait=False, cancel_futures=True)
