@@ -341,6 +341,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                    'zenbot.duplicates.near_pairs': ('duplicates.html#near_pairs', 'zenbot/duplicates.py'),
                                    'zenbot.duplicates.normalise': ('duplicates.html#normalise', 'zenbot/duplicates.py'),
                                    'zenbot.duplicates.number': ('duplicates.html#number', 'zenbot/duplicates.py'),
+                                   'zenbot.duplicates.prompt_group': ('duplicates.html#prompt_group', 'zenbot/duplicates.py'),
                                    'zenbot.duplicates.prompt_key': ('duplicates.html#prompt_key', 'zenbot/duplicates.py'),
                                    'zenbot.duplicates.same': ('duplicates.html#same', 'zenbot/duplicates.py'),
                                    'zenbot.duplicates.shingles': ('duplicates.html#shingles', 'zenbot/duplicates.py'),

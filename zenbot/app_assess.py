@@ -13,8 +13,8 @@ import numpy as np
 from .app_parts import grid, model_names, note, on, sentence, take
 from .app_chat import load_model_note
 from .chat import PRESETS, fit, guarded, room_of, writer
-from .core import BadInput, digest, home
-from .duplicates import prompt_key
+from .core import BadInput, home
+from .duplicates import prompt_group
 from .generation import generate_answers
 from .guard import decide
 from .leaderboard import MEASURES, column, differences, number, tested
@@ -47,7 +47,7 @@ def measured(
         show(0.3 + 0.7 * len(done) / len(rows), f'{len(done)} of {len(rows)} answers')
     answers = [a['answer'] for a in generate_answers(model, tokenizer, [fit(r['messages'][:-1], tokenizer, room, new) for r in rows], new, 16, repetition_penalty=1.1, note=note_one)]
     scores, sizes = rouge(answers, [r['messages'][-1]['content'] for r in rows])['rougeL_f'], labelled_bytes(tokens, tokenizer)
-    return [dict(id=r['id'], group=digest(prompt_key(r))[:16], nats=float(a), tokens=int(b), bytes=int(c), rougeL_f=float(s), generated=g) for r, a, b, c, s, g in zip(rows, nats, counts, sizes, scores, answers)]
+    return [dict(id=r['id'], group=prompt_group(r), nats=float(a), tokens=int(b), bytes=int(c), rougeL_f=float(s), generated=g) for r, a, b, c, s, g in zip(rows, nats, counts, sizes, scores, answers)]
 
 # %% ../nbs/19g_app_assess.ipynb #583725fd
 def comparison(

@@ -14,8 +14,8 @@ import numpy as np
 
 from .answers import Memo, answer_rows
 from .baselines import BASELINES, baseline_answers
-from .core import BadInput, digest, write_json, write_jsonl
-from .duplicates import prompt_key
+from .core import BadInput, write_json, write_jsonl
+from .duplicates import prompt_group, prompt_key
 from .judge_audit import audit_judge
 from .judges import LABELS
 from .leaderboard import MEASURES, in_original_shape, summarise
@@ -36,7 +36,7 @@ def scored(
     expected = [r['messages'][-1]['content'] for r in rows]
     grams, (near, close) = rouge(answers, expected), closeness(answers, expected)
     number = lambda v: None if v != v else float(v)
-    return [dict(id=r['id'], group=digest(prompt_key(r))[:16], kind=r['kind'], prompt=r['messages'][-2]['content'], expected=e, generated=a, similarity=number(near[i]), token_match=number(close[i]),
+    return [dict(id=r['id'], group=prompt_group(r), kind=r['kind'], prompt=r['messages'][-2]['content'], expected=e, generated=a, similarity=number(near[i]), token_match=number(close[i]),
                  repetition=repetition(a), words=len(a.split())) | {k: float(v[i]) for k, v in grams.items()} for i, (r, e, a) in enumerate(zip(rows, expected, answers, strict=True))]
 
 def benchmark_model(

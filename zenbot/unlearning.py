@@ -14,7 +14,7 @@ import numpy as np
 from .core import BadInput, Run, atomic, digest, read_json, sha256, write_json
 from .data import assign
 from .doctor import fit_rows
-from .duplicates import fingerprints, group, leaks, prompt_key
+from .duplicates import fingerprints, group, leaks, prompt_group
 from .generation import generate_answers
 from .measures import response_losses
 from .models import free_memory, load_model, locate
@@ -104,7 +104,7 @@ def measure_arm(
     learner = _learner(run, model, tokenizer, rows, lora, training, max_length, seed)
     answers = generate_answers(learner, tokenizer, [r['messages'][:-1] for _, r in flat], batch_size=batch_size, **decoding)
     nats, tokens = response_losses(learner, tokenize_rows([r for _, r in flat], tokenizer, max_length, last_only=True)[0], batch_size, tokenizer.pad_token_id)
-    out = [dict(sort=sort, id=r['id'], topic=r.get('topic', ''), group=digest(prompt_key(r))[:16], prompt=r['messages'][-2]['content'], answer=a['answer'], nats=float(n), tokens=int(t))
+    out = [dict(sort=sort, id=r['id'], topic=r.get('topic', ''), group=prompt_group(r), prompt=r['messages'][-2]['content'], answer=a['answer'], nats=float(n), tokens=int(t))
            for (sort, r), a, n, t in zip(flat, answers, nats, tokens)]
     write_json(path, out)
     shutil.rmtree(run/'checkpoints', ignore_errors=True)   # the answers are kept, the weights are not
