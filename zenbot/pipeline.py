@@ -152,7 +152,7 @@ def code_hash(
     "Hash of a notebook's code cells, of every module that they import, directly or not, of the templates that these name, and of the prompt templates."
     cells = [c for c in read_json(notebooks_dir()/notebook)['cells'] if c['cell_type'] == 'code']
     sources = {notebook: '\n'.join(''.join(c['source']) for c in cells)}
-    todo = _imports(re.sub(r'^[%!].*$', '', sources[notebook], flags=re.M))
+    todo = _imports(re.sub(r'^(\s*)[%!].*$', r'\1pass', sources[notebook], flags=re.M))
     while todo:
         module = todo.pop()
         if module not in sources:
