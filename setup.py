@@ -11,7 +11,7 @@ lines = lambda key: meta.get(key, "").split("\n")[1:]
 setup(
     version=meta["version"], description=meta["description"], author=meta["author"], license=meta["license"],
     keywords=meta["keywords"].split(), python_requires=f">={meta['min_python']}",
-    install_requires=lines("requirements"), extras_require={"dev": lines("dev"), "lab": lines("lab"), "cluster": lines("cluster"), "bench": lines("bench"), "harness": lines("harness")},
+    install_requires=lines("requirements"), extras_require={extra: lines(extra) for extra in ("dev", "lab", "cluster", "llamacpp", "preferences", "bench", "harness")},
     long_description=open("README.md", encoding="utf-8").read(), long_description_content_type="text/markdown",
     packages=["zenbot", "zenbot.notebooks"], package_dir={"zenbot": "zenbot", "zenbot.notebooks": "nbs"},
     package_data={"zenbot": ["profiles/**", "safety/**", "sample/**", "templates/**"], "zenbot.notebooks": ["*.ipynb"]},

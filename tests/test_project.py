@@ -107,6 +107,18 @@ def test_exported_code_imports_only_from_lower_floors(path):
     assert all(floors[name] < floors[path.stem.split("_", 1)[1]] for name in imported), imported
 
 
+def test_help_names_only_what_there_is():
+    import ast
+    import importlib
+    import zenbot
+    offered = [line.split("#")[0] for line in zenbot.__doc__.splitlines() if line.startswith("    from zenbot.")]
+    assert len(offered) > 10
+    for line in offered:
+        node = ast.parse(line.strip()).body[0]
+        module = importlib.import_module(node.module)
+        assert all(a.name in module.__all__ for a in node.names), line
+
+
 def test_profiles_name_only_what_the_notebooks_know():
     from zenbot.pipeline import load_profile, resolve
     for path in (ROOT / "zenbot/profiles").glob("*.yaml"):

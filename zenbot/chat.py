@@ -7,6 +7,7 @@ __all__ = ['PRESETS', 'fit', 'room_of', 'writer', 'guarded']
 
 # %% ../nbs/19_chat.ipynb #90076340
 from collections import Counter
+from itertools import chain
 
 from .answer_check import check_stream
 from .core import BadInput
@@ -37,6 +38,14 @@ def room_of(model) -> int:
     "Tokens that a model of transformers can look at together."
     return model.config.max_position_embeddings
 
+def _chunks(model, messages: list, **told):
+    "What llama.cpp answers; the oldest turns are left out until it fits."
+    chunks = model.create_chat_completion(messages, stream=True, **told)
+    try: return chain([next(chunks)], chunks)
+    except ValueError as e:
+        if not (shorter := drop_oldest(messages)): raise BadInput(f'llama.cpp cannot answer this: {e}. Send it in parts.') from None
+        return _chunks(model, shorter, **told)
+
 def writer(
     opened: Opened,
     max_new_tokens: int = 256,
@@ -48,9 +57,7 @@ def writer(
         return stream_answer(opened.model, opened.tokenizer, fit(messages, opened.tokenizer, room_of(opened.model), max_new_tokens), max_new_tokens, seed=seed, **rules)
     def by_llama_cpp(messages):
         told = dict(repeat_penalty=rules.get('repetition_penalty', 1.0), temperature=rules.get('temperature', 0.0), top_p=rules.get('top_p', 1.0))
-        try: chunks = opened.model.create_chat_completion(messages, max_tokens=max_new_tokens, seed=seed, stream=True, **told)
-        except ValueError as e: raise BadInput(f'llama.cpp cannot answer this: {e}') from None
-        for chunk in chunks:
+        for chunk in _chunks(opened.model, messages, max_tokens=max_new_tokens, seed=seed, **told):
             if piece := chunk['choices'][0]['delta'].get('content'): yield piece
     return by_llama_cpp if opened.tokenizer is None else by_transformers
 

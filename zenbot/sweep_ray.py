@@ -47,7 +47,7 @@ def _there(name: str, inputs: bytes, stage: Stage, notebook: str | None, values:
 def connected(address: str | None):
     "Ray, connected to a running cluster, or started here."
     try: import ray
-    except ImportError: raise BadInput('Ray is not installed: pip install zenbot[cluster]') from None
+    except ImportError: raise BadInput('Ray is not installed: pip install "ray[client]"') from None
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')   # no telemetry
     if ray.is_initialized(): return ray
     here = dict(include_dashboard=False, _node_ip_address='127.0.0.1') if address is None else {}
