@@ -3,6 +3,7 @@ import re
 from collections import Counter
 
 import numpy as np
+import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 
 from zenbot.core import read_jsonl, sha256
@@ -20,9 +21,10 @@ def test_the_frozen_test_is_the_one_of_the_card():
     assert counts["danger"] >= 200 and counts["gray"] >= 120 and counts["benign"] >= 350
 
 
-def test_no_message_is_in_both_parts():
+@pytest.mark.parametrize("held_out", ["test", "validation"])
+def test_no_message_is_in_both_parts(held_out):
     """Not one pair of messages shares half of its words and word pairs."""
-    dev, test = ([normalise(r["text"]) for r in read_jsonl(FOLDER / f"{part}.jsonl")] for part in ("dev", "test"))
+    dev, test = ([normalise(r["text"]) for r in read_jsonl(FOLDER / f"{part}.jsonl")] for part in ("dev", held_out))
     count = CountVectorizer(analyzer=shingles, binary=True).fit(dev + test)
     x, y = count.transform(dev), count.transform(test)
     common = (x @ y.T).tocoo()
@@ -31,17 +33,17 @@ def test_no_message_is_in_both_parts():
 
 
 def test_every_row_says_what_it_is_and_once():
-    for part in ("dev", "test"):
+    for part in ("dev", "validation", "test"):
         rows = read_jsonl(FOLDER / f"{part}.jsonl")
         assert all(r.keys() == {"text", "label", "category"} and r["label"] in LABELS and r["text"].strip() for r in rows)
         assert len({r["text"].lower() for r in rows}) == len(rows)
 
 
 def test_conversations_of_both_parts_are_labelled_and_apart():
-    parts = [read_jsonl(FOLDER / f"conversations_{part}.jsonl") for part in ("dev", "test")]
+    parts = [read_jsonl(FOLDER / f"conversations_{part}.jsonl") for part in ("dev", "validation", "test")]
     said = [{t["content"] for c in part for t in c["turns"] if t["role"] == "user" and len(t["content"].split()) > 3} for part in parts]
-    assert not said[0] & said[1]
-    for c in parts[0] + parts[1]:
+    assert not said[0] & (said[1] | said[2]) and not said[1] & said[2]
+    for c in sum(parts, []):
         labels = {t["label"] for t in c["turns"] if t["role"] == "user"}
         assert c["risk"] in {"none", "low", "high", "imminent"} and labels <= LABELS and ("danger" in labels) == (c["risk"] in {"high", "imminent"})
 
@@ -63,4 +65,4 @@ def test_no_crisis_number_that_has_no_source_stands_in_an_answer():
 
 def test_the_card_counts_the_files():
     card = (FOLDER / "DATA_CARD.md").read_text()
-    for name in ("test", "dev", "conversations_test", "conversations_dev", "answers_dev", "answers_test"): assert f"| `{name}.jsonl` | {len(read_jsonl(FOLDER / f'{name}.jsonl')):,} |" in card
+    for name in ("test", "validation", "dev", "conversations_test", "conversations_validation", "conversations_dev", "answers_dev", "answers_test"): assert f"| `{name}.jsonl` | {len(read_jsonl(FOLDER / f'{name}.jsonl')):,} |" in card
