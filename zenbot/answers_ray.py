@@ -6,7 +6,7 @@
 __all__ = ['Writer', 'answers_on_ray']
 
 # %% ../nbs/14d_answers_ray.ipynb #cacbbcb5
-import json, os, tempfile
+import json, tempfile
 from pathlib import Path
 
 from .core import RunFailed

@@ -14,6 +14,7 @@ from .app_chat import chat_tab
 from .app_runs import run_names, runs_tab
 from .app_train import train_tab
 from .core import BadInput, package_dir
+from .serve import refuse_open_door
 
 # %% ../nbs/19j_app.ipynb #8dd7036d
 _POLICY = b"default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self'; worker-src 'self' blob:; frame-src 'self' blob:; object-src 'none'; frame-ancestors 'none'"
@@ -66,14 +67,16 @@ def _first_choices() -> tuple:
 def launch_app(
     port: int = 7860,
     host: str = '127.0.0.1',   # the address that it listens on
+    key: str | None = None,    # the password of the user `zenbot`; must be given where others can reach the port
     wait: bool = True,         # until it is stopped with Ctrl-C
 ) -> gr.Blocks:
     "Starts the app."
     from starlette.middleware import Middleware
+    refuse_open_door(host, key)
     page = build_app()
     page.queue(api_open=False)
     try:
-        page.launch(server_name=host, server_port=port, share=False, quiet=True, prevent_thread_lock=True, footer_links=[], run_history=False, pwa=False, ssr_mode=False, mcp_server=False, enable_monitoring=False,
+        page.launch(server_name=host, server_port=port, auth=('zenbot', key) if key else None, share=False, quiet=True, prevent_thread_lock=True, footer_links=[], run_history=False, pwa=False, ssr_mode=False, mcp_server=False, enable_monitoring=False,
                     theme=theme(), css_paths=package_dir()/'templates'/'app.css', app_kwargs=dict(middleware=[Middleware(Confined)]), max_file_size='200mb')
     except OSError: raise BadInput(f'Port {port} is taken: stop what listens there, or choose another one with --port.') from None
     print(f'ZenBot is on {page.local_url} (Ctrl-C stops it; trainings that were started go on).', flush=True)

@@ -10,7 +10,7 @@ import html, re
 
 import gradio as gr
 import numpy as np
-from .app_parts import grid, model_names, note, on, sentence, take
+from .app_parts import grid, note, on, take
 from .app_chat import load_model_note
 from .chat import PRESETS, fit, guarded, room_of, writer
 from .core import BadInput, home

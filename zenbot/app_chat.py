@@ -11,7 +11,7 @@ import html, json
 
 import gradio as gr
 from . import __version__
-from .app_parts import model_names, note, on, proof, sentence, take
+from .app_parts import note, on, proof, sentence, take
 from .chat import PRESETS, guarded, writer
 from .core import BadInput, read_json
 from .replies import helplines

@@ -10,7 +10,6 @@ __all__ = ['mean_loss', 'loss_without', 'choose', 'parameter_counter', 'paramete
 import itertools
 
 import numpy as np
-import torch
 from .core import BadInput
 from .measures import response_losses
 from .models import count_parameters

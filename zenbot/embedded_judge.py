@@ -7,13 +7,13 @@ __all__ = ['RELATED', 'load_pairs', 'load_grades', 'split_pairs', 'fit_relevance
            'measure_consistency', 'train_judge', 'claims', 'set_aside', 'embedded_judge']
 
 # %% ../nbs/11b_embedded_judge.ipynb #a7fc56a9
-import os, re, time
+import re, time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from .core import BadInput, atomic, digest, read_json, sha256, write_json, write_jsonl
+from .core import BadInput, atomic, read_json, sha256, write_json, write_jsonl
 from .judges import LABELS, auc_interval, check_rows, make_verdict
 from .statistics import interval
 from .texts import cosines, minilm_source

@@ -6,7 +6,7 @@
 __all__ = ['scored', 'benchmark_model', 'benchmark_baseline', 'evaluate', 'judge_all', 'judged_board', 'evaluate_run']
 
 # %% ../nbs/12_evaluation.ipynb #7b7a34c9
-import errno, functools, tempfile
+import errno, functools
 from collections import Counter
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import numpy as np
 from .answers import Memo, answer_rows
 from .baselines import BASELINES, baseline_answers
 from .core import BadInput, write_json, write_jsonl
-from .duplicates import prompt_group, prompt_key
+from .duplicates import prompt_group
 from .judge_audit import audit_judge
 from .judges import LABELS
 from .leaderboard import MEASURES, in_original_shape, summarise

@@ -6,7 +6,7 @@
 __all__ = ['question_of', 'to_lm_eval', 'to_inspect']
 
 # %% ../nbs/12b_harness.ipynb #c828a6a1
-import json, keyword
+import keyword
 from pathlib import Path
 
 from .core import BadInput, atomic, package_dir, write_jsonl, write_text

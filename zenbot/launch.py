@@ -6,7 +6,7 @@
 __all__ = ['train_on', 'work']
 
 # %% ../nbs/07b_launch.ipynb #106073fd
-import os, shlex, shutil, signal, subprocess, sys, threading
+import os, shlex, shutil, signal, subprocess, threading
 from contextlib import contextmanager
 from pathlib import Path
 

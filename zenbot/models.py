@@ -139,7 +139,7 @@ def _download(repo: str, folder: Path | None = None) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as e:
         if getattr(e, 'errno', None) == 28: raise
         raise BadInput(f"'{repo}' is neither a folder nor a named model ({', '.join(NAMED)}), and the Hub does not give it: "
-                       f"{str(e).splitlines()[0][:150]} Check the name and the network, or use smollm2-135m.") from None
+                       f"{str(e).split('. ')[0].splitlines()[0].rstrip('.')[:150]}. Check the name and the network, or use smollm2-135m.") from None
 
 def locate(
     name: str,  # one of NAMED, a folder, a GGUF file, or a Hub id
@@ -156,7 +156,13 @@ def locate(
         folder = cache_dir()/f'{Path(name).stem}-{sha256(name)[:12]}'
         if not folder.exists(): unpack_gguf(Path(name).resolve(), folder)
         return folder
-    return check_folder(Path(name)) if Path(name).is_dir() else _download(builder or str(name))
+    if Path(name).is_dir(): return check_folder(Path(name))
+    if _only_a_path(Path(name)): raise BadInput(f"There is no folder '{name}': check the path.")
+    return _download(builder or str(name))
+
+def _only_a_path(name: Path) -> bool:
+    "Whether a name can be no id of the Hub, or begins with a folder that is here: a mistyped path is not looked for on a network."
+    return name.is_absolute() or len(name.parts) > 2 or name.parts[0] in ('.', '..', '~') or (len(name.parts) == 2 and Path(name.parts[0]).is_dir())
 
 def check_folder(folder: Path) -> Path:
     "The folder if it holds a model that can be read, else `BadInput` that says what is missing."

@@ -13,7 +13,6 @@ import re
 import numpy as np
 from .core import BadInput
 from .duplicates import group
-from .rows import load_rows
 from .statistics import interval, rate
 from .texts import embed, exact_match, rouge
 

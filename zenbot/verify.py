@@ -12,7 +12,7 @@ from pathlib import Path
 import yaml
 from .core import BadInput, Run, home, read_json, read_jsonl, sha256, write_text
 from .evaluation import judged_board
-from .leaderboard import in_original_shape, read_board, summarise
+from .leaderboard import in_original_shape, summarise
 from .pipeline import NAMES, STAGES, run_profile
 from .texts import closeness, repetition, rouge
 

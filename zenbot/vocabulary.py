@@ -14,8 +14,8 @@ import torch
 from .budget import expected_loss
 from .core import BadInput
 from .measures import response_losses
-from .models import count_parameters, load_model, load_tokenizer
-from .prompts import render, set_template, tokenize_rows
+from .models import count_parameters
+from .prompts import render, tokenize_rows
 from .scores import AXES
 
 # %% ../nbs/09g_vocabulary.ipynb #8842e1e5
