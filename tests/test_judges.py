@@ -197,6 +197,14 @@ def test_nobody_is_there(monkeypatch):
     assert v["label"] == "unparsed" and "no connection" in v["error"]
 
 
+def test_a_server_that_is_not_there_is_given_up_after_three_rows(monkeypatch):
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judge = load_judge("openai:m", base_url="http://127.0.0.1:9/v1", retries=1, pause=0.0)
+    errors = [v["error"] for v in judge([ROW] * 6)]
+    assert all("no connection" in e for e in errors) and [e.startswith("not sent") for e in errors] == [False] * 3 + [True] * 3
+    assert [v["error"].startswith("not sent") for v in judge([ROW] * 2)] == [False, True]
+
+
 def test_the_key_is_in_no_verdict_log_output_exception_or_file(server, tmp_path, monkeypatch, capfd, caplog):
     """Servers that quote the key, cut, redirect and fail; everything that comes out is searched for it."""
     caplog.set_level(logging.DEBUG)

@@ -133,7 +133,7 @@ def openai_judge(
     url = _check_url(base_url or os.environ.get('OPENAI_BASE_URL') or 'https://api.openai.com/v1') + '/chat/completions'
     caps = dict(calls=max_calls, tokens=max_tokens, cost=max_cost)
     if max_cost is not None and (price_in is None or price_out is None): raise BadInput('A cap on the cost needs prices: give price_in and price_out, for a million tokens.')
-    spent = dict(calls=0, tokens=0, cost=0.0)
+    spent, silent = dict(calls=0, tokens=0, cost=0.0), 0
     def over(extra: dict): return next((f'{k} {spent[k] + extra[k]:g} of at most {caps[k]:g}' for k in caps if caps[k] is not None and spent[k] + extra[k] > caps[k]), None)
     def sums(e: dict) -> dict: return dict(calls=e['calls'], tokens=e['tokens_in'] + e['tokens_out'], cost=e['cost'] or 0.0)
     def one(row: dict) -> str:
@@ -150,12 +150,15 @@ def openai_judge(
         return text
     def judge(rows: list) -> list:
         if why := over(sums(estimate_cost(rows, ask, max_new_tokens, price_in, price_out))): raise BadInput(f'Nothing was sent: these {len(rows)} rows would need {why} (estimated). Give fewer rows, or raise the cap.')
+        nonlocal silent
         verdicts, stop = [], None
         for row in rows:
-            try: verdicts.append(make_verdict(scores=dict.fromkeys(ask), error=f'not sent: {stop}') if stop else parse_verdict(one(row), ask))
+            if stop: verdicts.append(make_verdict(scores=dict.fromkeys(ask), error=f'not sent: {stop}')); continue
+            try: verdicts.append(parse_verdict(one(row), ask)); silent = 0
             except CallFailed as e:
                 verdicts.append(make_verdict(scores=dict.fromkeys(ask), error=str(e)))
-                stop = str(e) if e.final else None
+                silent += e.again
+                stop = str(e) if e.final or silent >= 3 else None   # three rows in a row, each asked again and again: nobody is there
         return verdicts
     judge.spent = spent
     return judge
