@@ -159,3 +159,11 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(tmp_
         assert executed(tmp_path, "--until", "pruning")[-1] == "pruning"
     finally:
         subprocess.run(["umount", str(disk)])
+
+
+@pytest.mark.long
+def test_a_run_repeated_says_the_same(smoke, home):
+    """Clocks, paths and the order of sets do not count; a changed weight does."""
+    done = zenbot("rerun", "runs/smoke", "--run", "runs/again", home=home)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "DIFFERS" not in done.stdout and done.stdout.count("the same") >= 10

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from .core import BadInput, atomic, seed_everything, write_json, write_text
+from .core import BadInput, atomic, read_json, seed_everything, write_json, write_text
 from .kernels import dense_weight
 from .measures import response_losses
 from .models import load_model, pick_dtype, save_model
@@ -51,7 +51,7 @@ def add_lora(
     _check(model, init, dora, new_tokens, rows)
     seed_everything(seed)
     targets = 'all-linear' if list(targets) == ['all-linear'] or targets == 'all-linear' else list(targets)
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, use_rslora=rslora, use_dora=dora, task_type='CAUSAL_LM',
+    config = LoraConfig(r=r, lora_alpha=float(alpha), lora_dropout=dropout, target_modules=targets, use_rslora=rslora, use_dora=dora, task_type='CAUSAL_LM',
                         init_lora_weights=True if init == 'default' else init, eva_config=EvaConfig(rho=1.0) if init == 'eva' else None,
                         trainable_token_indices=_embedding_names(model, new_tokens))
     try: peft_model = get_peft_model(model, config)
@@ -194,6 +194,8 @@ def save_adapter(
     with atomic(folder) as tmp, _start_of(model) as start:
         model.save_pretrained(tmp, save_embedding_layers=False, **start)   # PEFT would ask the Hub whether the vocabulary grew
         tokenizer.save_pretrained(tmp)
+        said = read_json(tmp/'adapter_config.json')   # PEFT writes sets, in another order each time
+        write_json(tmp/'adapter_config.json', {k: sorted(v) if isinstance(v, list) and all(isinstance(i, str) for i in v) else v for k, v in said.items()})
         write_text(tmp/'README.md', f"---\nbase_model: {base}\nlibrary_name: peft\n---\nA LoRA adapter for `{base}`.\n\n```python\n"
                    f"model = AutoModelForCausalLM.from_pretrained('{base}')\n{grown if config.trainable_token_indices else ''}"
                    "model = PeftModel.from_pretrained(model, 'this folder')\ntokenizer = AutoTokenizer.from_pretrained('this folder')\n```\n")

@@ -90,8 +90,9 @@ def judge_audit(
     "Plant good, bad, shuffled, empty, verbose and injecting answers, and see what a judge makes of them."
     from zenbot.judge_audit import audit_judges, audit_rows, audit_table, load_judge
     found = audit_judges({j: load_judge(j) for j in judges}, audit_rows(data, rows, seed), out, seed=seed)
-    if as_json: print(json.dumps(found))
-    else: print(audit_table(found['judges']).to_string())
+    if as_json: return print(json.dumps(found))
+    print(audit_table(found['judges']).to_string(float_format='{:.2f}'.format) + '\nShares of planted answers that were judged rightly; 1 is wanted everywhere.')
+    for name, report in found['judges'].items(): print(f'{name}: ' + ('usable.' if report['usable'] else f"not usable: {'; '.join(report['reasons'])}."))
 
 # %% ../nbs/19n_cli_measures.ipynb #25c026d8
 @app.command()

@@ -76,15 +76,15 @@ def doctor(
     lines = {r['id']: r['line'] for r in loaded}
     report |= dict(rejected=len(rejected), faults=[dict(line=lines[f['row']], **f) for f in report['faults']])
     if as_json: print(json.dumps(report))
-    else: _show_rows(report, tokens, lines, tokenizer, rows)
+    else: _show_rows(report, tokens, lines, tokenizer, rows, rejected)
     if report['faults']: raise typer.Exit(1)
 
-def _show_rows(report: dict, tokens: list, lines: dict, tokenizer, n: int):
+def _show_rows(report: dict, tokens: list, lines: dict, tokenizer, n: int, rejected: list):
     "The report, the first twenty rows with a fault, then the first rows and the first faulty ones as they are learned."
     from rich.console import Console
     from zenbot.doctor import describe, faults_by_row, mark_labels
     out = Console(file=sys.stdout, highlight=False, markup=False, soft_wrap=True, force_jupyter=False)
-    out.print(describe(report) + f"\nrows rejected while reading: {report['rejected']}")
+    out.print(describe(report) + f"\nrows rejected while reading: {report['rejected']}" + ''.join(f"\n  line {r['line']}: {r['reason']}" for r in rejected[:5]))
     sick = faults_by_row(report)
     for row in list(sick)[:20]: out.print(f'line {lines[row]}, row {row}: {sick[row]}')
     if len(sick) > 20: out.print(f'… and {len(sick) - 20} rows more; --json names them all')
@@ -137,7 +137,7 @@ def train(
     done = train_from_config(config_dir, train_file, valid_file, read_overrides(context.args), tell=lambda text: print(text, file=sys.stderr))
     if as_json: print(json.dumps(done))
     else: print(f"validation loss {done['losses'][0]:.4f} before, {done['losses'][-1]:.4f} after; {done['train_rows']} rows, {done['log']['seconds']:.0f} s, "
-                f"{done['log']['tokens_per_s']:.0f} tokens/s\nAdapter, merged model, log and figure: {done['output_dir']}")
+                f"{done['log']['tokens_per_s']:.0f} tokens/s\nAdapter, log and figure: {done['output_dir']}\nTalk to the merged model: zenbot chat {done['output_dir']}/merged")
 
 @app.command()
 def prune(

@@ -17,7 +17,7 @@ from .core import BadInput, RunFailed, home
 # %% ../nbs/19l_cli_runs.ipynb #3583cdf5
 @app.command()
 def run(
-    profile: Annotated[str, typer.Argument(help='smoke (two minutes), demo (half an hour on 2 cores), t4, full, or a YAML file.')],
+    profile: Annotated[str, typer.Argument(help='smoke (about two minutes), demo (half an hour on 2 cores), t4, full, or a YAML file.')],
     run: Annotated[Optional[Path], typer.Option('--run', help='Run folder; runs/PROFILE if not given.')] = None,
     override: Annotated[Optional[list[str]], typer.Option('-p', help='Set a parameter: -p stage2.epochs=2. Can be repeated.')] = None,
     start: Annotated[Optional[str], typer.Option('--from', help='Execute from this stage on, up to date or not.')] = None,
@@ -64,7 +64,7 @@ def notebooks(folder: Annotated[Path, typer.Argument(help='A new or empty folder
     folder.mkdir(parents=True, exist_ok=True)
     names = [shutil.copy(p, folder) and p.name for p in sorted(notebooks_dir().glob('[0-9]*.ipynb'))]
     if as_json: print(json.dumps(dict(folder=str(folder), notebooks=names)))
-    else: print(f'{len(names)} notebooks are in {folder}. Open them with: jupyter lab {folder}')
+    else: print(f'{len(names)} notebooks are in {folder}. Open them with: jupyter lab {folder} (pip install jupyterlab)')
 
 # %% ../nbs/19l_cli_runs.ipynb #3515f289
 @app.command()
@@ -89,7 +89,7 @@ def rerun(
     from zenbot.verify import rerun as again
     with progress(NAMES, as_json) as show: found = again(run, new, show)
     if as_json: print(json.dumps(dict(run=str(run), again=str(new), files=found)))
-    else: print_table([dict(file=f['file'], outcome='the same' if f['same'] else 'DIFFERS') for f in found], sys.stdout)
+    else: print_table([dict(file=f['file'], outcome='the same' if f['same'] else f"DIFFERS: {f['where']}") for f in found], sys.stdout)
     if not all(f['same'] for f in found): raise typer.Exit(1)
 
 # %% ../nbs/19l_cli_runs.ipynb #ed3f9f13

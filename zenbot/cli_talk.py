@@ -34,7 +34,7 @@ def chat(
     if preset not in PRESETS: raise BadInput(f"There is no preset '{preset}': {nearest(preset, PRESETS)}")
     if country: country_of(country)
     opened = open_model(model)
-    print(f'{opened.name}: {opened.kind}, SHA-256 {opened.sha256[:12]}…\n{WELCOME}\n{HELP}', file=sys.stderr)
+    print(f'{opened.name} ({opened.path}): {opened.kind}, SHA-256 {opened.sha256[:12]}…\n{WELCOME}\n{HELP}', file=sys.stderr)
     show = lambda piece: print(piece, end='', flush=True)
     def ask(): return input('\nyou> ' if sys.stdin.isatty() else '')
     converse(writer(opened, max_new_tokens, seed=int(time.time()), **PRESETS[preset]), ask, show, country or None, system)
@@ -54,10 +54,11 @@ def serve_model(
     "An OpenAI-style server with the guard inside: /v1/chat/completions, /v1/models, /healthz."
     from zenbot.opening import open_model
     from zenbot.replies import country_of
-    from zenbot.serve import serve
+    from zenbot.serve import may_listen, serve
     if country: country_of(country)
+    may_listen(host, port, key)
     opened = open_model(model)
-    print(f'{opened.name}: {opened.kind}, SHA-256 {opened.sha256[:12]}…\nhttp://{host}:{port}/v1 (Ctrl-C ends)', file=sys.stderr, flush=True)
+    print(f'{opened.name} ({opened.path}): {opened.kind}, SHA-256 {opened.sha256[:12]}…\nhttp://{host}:{port}/v1 (Ctrl-C ends)', file=sys.stderr, flush=True)
     serve(opened, port, host, key or None, country=country or None, most_tokens=max_tokens, most_requests=max_requests, seconds=timeout)
 
 @app.command(name='app')

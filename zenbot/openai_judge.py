@@ -131,6 +131,7 @@ def openai_judge(
 ):                                      # -> judge(rows) -> verdicts
     "A judge behind an OpenAI-style `/chat/completions`; the key, if any, is read from `OPENAI_API_KEY` at each call."
     url = _check_url(base_url or os.environ.get('OPENAI_BASE_URL') or 'https://api.openai.com/v1') + '/chat/completions'
+    if urlsplit(url).hostname == 'api.openai.com' and not _read_key(): raise BadInput('OPENAI_API_KEY is not set: set it, or name a server of your own in OPENAI_BASE_URL.')
     caps = dict(calls=max_calls, tokens=max_tokens, cost=max_cost)
     if max_cost is not None and (price_in is None or price_out is None): raise BadInput('A cap on the cost needs prices: give price_in and price_out, for a million tokens.')
     spent, silent = dict(calls=0, tokens=0, cost=0.0), 0
@@ -142,7 +143,7 @@ def openai_judge(
             if why := over(sums(expected)): raise CallFailed(f'the cap is reached: {why}', False, final=True)
             for k, v in sums(expected).items(): spent[k] += v   # as estimated; corrected once the server has counted
         def call(): return _reply(_post(url, dict(model=name, temperature=0, max_tokens=max_new_tokens, messages=[dict(role='user', content=judge_prompt(row, ask))]), timeout))
-        text, usage = _ask_again(call, retries, pause, may_go)
+        text, usage = _ask_again(call, 0 if silent >= 3 else retries, pause, may_go)
         if len(usage) == 2:
             read, written = usage['prompt_tokens'], usage['completion_tokens']
             spent['tokens'] += read + written - expected['tokens_in'] - expected['tokens_out']

@@ -92,7 +92,7 @@ def cast(
 def nearest(name: str, names) -> str:
     "The end of an error message: did you mean … ?, and what there is."
     close = difflib.get_close_matches(name, names, 1)
-    return (f"did you mean '{close[0]}'? " if close else '') + f"There is: {', '.join(sorted(names))}."
+    return (f"did you mean '{close[0]}'? " if close else '') + f"{'C' if close else 'c'}hoose one of {', '.join(sorted(names))}."
 
 def load_profile(
     name: str,  # `smoke`, `demo`, … of the package, or the path of a YAML file

@@ -119,7 +119,7 @@ def _in_words(total, wanted, small, found, before, cut, after, heal_steps) -> st
     "What pruning did, for the report."
     left, c = count_parameters(small), found['counts']
     if left == total: return f'Nothing was pruned: even the smallest cut raised the validation loss of {before:.3f} past the tolerance.'
-    gave_up = f' {wanted / total:.0%} were asked for, which the tolerance did not allow.' if left > wanted else ''
+    gave_up = f' {wanted / total:.0%} were asked for, which the tolerance did not allow.' if left > wanted else f' {wanted / total:.0%} were allowed; the parts of this model come no finer.' if left < 0.95 * wanted else ''
     healing = f' {cut:.3f} after the cut and {after:.3f} after {heal_steps} steps of healing' if after < cut else f' {cut:.3f} after the cut'
     return (f"{left / total:.0%} of the parameters are left ({left:,} of {total:,}): {c['layers']} layers, {c['kv']} KV groups of {c['heads']} query heads, {c['mlp']} neurons a layer.{gave_up} "
             f'The validation loss was {before:.3f} before,{healing}.')

@@ -106,7 +106,7 @@ def rerun(
     run: str | Path | Run,
     new: str | Path,                      # a folder that does not exist
     show=lambda stage, state, info: None,
-) -> list:                                # per artefact {'file', 'same'}
+) -> list:                                # per artefact {'file', 'same', 'where': what differs, or None}
     "Executes a run's stages with its recorded parameters, and compares what they make."
     old = Run(run)
     stages = old.record.get('stages', {})
@@ -116,15 +116,22 @@ def rerun(
     if (target/'run.json').exists(): raise BadInput(f'{target.path} holds a run already: name a new folder.')
     write_text(target/'rerun.yaml', yaml.safe_dump({s: stages[s]['parameters'] for s in NAMES}))
     again = run_profile(str(target/'rerun.yaml'), target, show=show)
-    return [dict(file=name, same=_same(old/name, again/name)) for stage in STAGES for name in stage.makes]
+    return [dict(file=name, same=(found := _apart(old/name, again/name)) is None, where=found) for stage in STAGES for name in stage.makes]
 
-def _same(a: Path, b: Path) -> bool:
-    "Whether two artefacts say the same; clocks do not count."
-    if a.name in ('leaderboards_full.json', 'metrics.json'): return not [d for d in unequal(_without_clocks(read_json(a)), _without_clocks(read_json(b)))]
-    if a.suffix == '.json' and a.exists(): return unequal(_without_clocks(read_json(a)), _without_clocks(read_json(b)), tolerance=0) == []
-    return a.exists() and b.exists() and sha256(a) == sha256(b)
+def _apart(a: Path, b: Path) -> str | None:
+    "Where two artefacts differ, or None; clocks do not count."
+    if not (a.exists() and b.exists()): return 'is missing'
+    if a.suffix not in ('.json', '.jsonl'): return None if sha256(a) == sha256(b) else 'contents' if a.is_file() else ', '.join(_files_apart(a, b))
+    read = read_json if a.suffix == '.json' else read_jsonl
+    found = unequal(_without_clocks(read(a)), _without_clocks(read(b)), **({} if a.name in ('leaderboards_full.json', 'metrics.json') else dict(tolerance=0)))
+    return found[0]['where'] if found else None
 
-_TIMED = (*CLOCKS, 'tokens_per_s', 'peak_memory_mb', 'latency_p50', 'latency_p95', 'first_token_p50', 'written', 'peak_mb', 'prefill', 'generation', 'prefill_ratio', 'generation_ratio', 'memory_mb', 'eta', 'started')
+def _files_apart(a: Path, b: Path) -> list:
+    "Names of the files of two folders that differ."
+    names = sorted({p.relative_to(f).as_posix() for f in (a, b) for p in f.rglob('*') if p.is_file()})
+    return [n for n in names if not ((a/n).is_file() and (b/n).is_file() and sha256(a/n) == sha256(b/n))]
+
+_TIMED = (*CLOCKS, 'tokens_per_s', 'peak_memory_mb', 'latency_p50', 'latency_p95', 'first_token_p50', 'written', 'peak_mb', 'prefill', 'generation', 'prefill_ratio', 'generation_ratio', 'memory_mb', 'eta', 'started', 'speed', 'baseline_time_s', 'finetuned_time_s')
 
 def _without_clocks(value):
     "A JSON value without what a clock or the memory meter put there."
