@@ -270,6 +270,20 @@ def test_others_can_only_reach_it_with_a_key(opened):
         with pytest.raises(BadInput, match="another one with --port"): serve(opened, port=taken.getsockname()[1])
 
 
+def test_the_app_too_asks_for_a_key_where_others_can_reach_it():
+    from zenbot.app import launch_app
+    with pytest.raises(BadInput, match="set a key"): launch_app(host="0.0.0.0")
+    with socket.create_server(("127.0.0.1", 0)) as free: port = free.getsockname()[1]
+    page = launch_app(port, key="a secret", wait=False)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        assert httpx.get(f"{url}/config").status_code == 401
+        assert httpx.post(f"{url}/login", data=dict(username="zenbot", password="wrong")).status_code == 400
+        with httpx.Client() as client:
+            assert client.post(f"{url}/login", data=dict(username="zenbot", password="a secret")).status_code == 200 and client.get(f"{url}/config").status_code == 200
+    finally: page.close()
+
+
 def test_the_interface_is_what_it_says(opened):
     schemathesis = pytest.importorskip("schemathesis")
     from hypothesis import HealthCheck, Phase, given, settings
