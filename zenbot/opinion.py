@@ -192,9 +192,9 @@ def choose_thresholds(
     logs: np.ndarray,       # (messages, 6), of messages that were not trained on
     labels: list,
     alarmed=None,             # (messages,) whether phrases raise the alarm already; their false alarms are part of the price
-    crisis: float = 0.03,     # share of the benign with an alarm, of either layer
+    crisis: float = 0.015,    # share of the benign with an alarm, of either layer
     check_in: float = 0.05,   # … above that of a gentle question
-    redirect: float = 0.0075,   # share of danger, gray, benign and medical above the line of a redirect
+    redirect: float = 0.0025,   # share of danger, gray, benign and medical above the line of a redirect
     refuse: float = 0.0005,   # … above that of a refusal
 ) -> dict:
     "Lines for each route at a given price."
@@ -246,8 +246,17 @@ def opinion(
     kind = max((k for k in reader.kinds if k[0] == 'danger'), key=lambda k: logs[worst, reader.kinds.index(k)])[1]
     tier = 3 + (kind == 'attempt_in_progress') if scores[worst] > lines['crisis'] else 2 * int(worry_score(labels).max() > lines['check_in'])
     about = _about(labels[0], lines)
-    if about == 'off_topic' and set(re.findall(r'[a-z]+', text.lower())) & set(word_lists()['counselling']): about = 'benign'   # who asks about counselling is at home
+    if about in ('off_topic', 'harmful') and _at_home(text.lower()): about = 'benign'
     return dict(label=about, kind=kind if tier >= 3 else 'worry', probability=float(np.exp(labels[worst, 0])), tier=tier, text=parts[worst])
+
+@lru_cache
+def _done_to_me():
+    verbs = '|'.join(word_lists()['done_to_me'])
+    return re.compile(rf"\b(?:(?:{verbs})\w* (?:me|us)|(?:(?:{verbs})\w*ed|stole) my)\b")
+
+def _at_home(text: str) -> bool:
+    "Whether somebody asks about counselling, or tells what is done to them: nothing to be sent away for."
+    return bool(set(re.findall(r'[a-z]+', text)) & set(word_lists()['counselling']) or _done_to_me().search(text))
 
 def _about(logs: np.ndarray, lines: dict) -> str:   # (6,)
     "The label of a message; harmful only where it is sure, off topic where it is nothing for a counsellor, whatever else it may be."
