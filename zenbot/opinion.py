@@ -175,9 +175,9 @@ def load_reader(path: Path, dtype=None) -> tuple:   # (tokenizer, Reader, thresh
 
 # %% ../nbs/12e_opinion.ipynb #05761695
 def danger_score(logs: np.ndarray) -> np.ndarray:   # (messages, 6) -> (messages,)
-    "Log-odds of danger against what asks for no help and a fifth of gray. What is harmful does not count against it: who wants somebody dead is not safe for being wicked."
+    "Log-odds of danger against what asks for no help, a fifth of gray and a tenth of harmful: who wants somebody dead is not safe for being wicked, but who wants a recipe for a drug is in no danger."
     p = np.exp(logs)
-    return logs[:, 0] - np.log(p[:, 2] + p[:, 3] + p[:, 4] + 0.2 * p[:, 1])
+    return logs[:, 0] - np.log(p[:, 2] + p[:, 3] + p[:, 4] + 0.2 * p[:, 1] + 0.1 * p[:, 5])
 
 def away_score(logs: np.ndarray) -> np.ndarray:   # (messages, 6) -> (messages,)
     "Log-probability that it is nothing for a counsellor: off topic or harmful."
@@ -192,10 +192,10 @@ def choose_thresholds(
     logs: np.ndarray,       # (messages, 6), of messages that were not trained on
     labels: list,
     alarmed=None,             # (messages,) whether phrases raise the alarm already; their false alarms are part of the price
-    crisis: float = 0.015,    # share of the benign with an alarm, of either layer
-    check_in: float = 0.05,   # … above that of a gentle question
-    redirect: float = 0.0025,   # share of danger, gray, benign and medical above the line of a redirect
-    refuse: float = 0.0005,   # … above that of a refusal
+    crisis: float = 0.01,     # share of the benign with an alarm, of either layer
+    check_in: float = 0.04,   # … above that of a gentle question
+    redirect: float = 0.003,    # share of danger, gray, benign and medical above the line of a redirect
+    refuse: float = 0.0008,   # … above that of a refusal
 ) -> dict:
     "Lines for each route at a given price."
     labels = np.asarray(labels)
