@@ -1,4 +1,4 @@
-"""Writes what a finished run measured into README.md, between the marks `<!-- leaderboard -->` and `<!-- /leaderboard -->`.
+"""Writes what a finished run measured into README.md, between the marks `<!-- leaderboard -->` and `<!-- /leaderboard -->`, and draws it into assets/leaderboard.png.
 
     zenbot run demo && python benchmarks/leaderboard.py runs/demo     # the same as `make leaderboard`; up to half an hour
 """
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from zenbot.core import Run, read_json, write_text
-from zenbot.leaderboard import MEASURES, comparable_loss, read_board, tables
+from zenbot.leaderboard import MEASURES, comparable_loss, plot_leaderboard, read_board, tables
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -27,6 +27,7 @@ def block(run: Run) -> str:
     minutes = {name: f"{e['seconds'] / 60:.1f}" for name, e in stages.items()}
     return "\n\n".join([
         f"{data['rows']['train']} training rows, {board[0]['n']} held-out rows. Minutes: {', '.join(f'{n} {m}' for n, m in minutes.items())}.",
+        "![The leaderboard as a picture: points are estimates, bars 95 % intervals.](assets/leaderboard.png)",
         *map(markdown, tables(board)),
         f"Loss on other text (code), nats per token: {forgotten}. With so many rows a difference to the base shows, four times in five, from these sizes on: {power}."])
 
@@ -37,3 +38,4 @@ if __name__ == "__main__":
         sys.exit(f"{run.path} has no leaderboard yet: zenbot run demo --run {run.path}")
     text = README.read_text(encoding="utf-8")
     write_text(README, re.sub(r"(<!-- leaderboard -->\n).*?(<!-- /leaderboard -->)", lambda m: f"{m[1]}\n{block(run)}\n\n{m[2]}", text, flags=re.S))
+    plot_leaderboard(read_board(run / "results"), README.parent / "assets/leaderboard.png")
