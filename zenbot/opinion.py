@@ -10,6 +10,7 @@ __all__ = ['LABELS', 'LONGEST', 'WEIGHTS', 'recall_at', 'categories', 'Reader', 
 # %% ../nbs/12e_opinion.ipynb #5b045bd8
 import json, logging, re, threading
 from functools import lru_cache
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -219,7 +220,8 @@ def shipped(paths: tuple = WEIGHTS) -> tuple | None:   # (tokenizer, readers, th
 
 def windows(text: str, words: int = 110, most: int = 4) -> list:   # of str
     "A text as overlapping windows of words; a short one is one window. Of more than `most` the first and last stay, then those with an alarming word, then others evenly: the rest is not read."
-    split = text.split()
+    sentences = dict.fromkeys(s.strip() for s in re.findall(r'[^.!?\n]+[.!?\n]*', text))   # what is said again weighs no more: a sentence once, a word three times
+    split = [w for _, run in groupby(' '.join(sentences).split() or text.split()) for w in islice(run, 3)]
     if len(split) <= words * 1.3: return [' '.join(split)]
     parts = [' '.join(split[s:s + words]) for s in range(0, len(split) - words // 4, words * 3 // 4)]
     if len(parts) <= most: return parts

@@ -114,11 +114,11 @@ def excerpt(
 ) -> str:
     "A text of any length, short enough to be read at once."
     if len(text) <= 2 * limit: return text
-    middle, parts = text[limit - around:around - limit].lower(), [text[:limit]]   # with the seams, where a sentence may be cut
+    middle, parts = text[limit - around:around - limit].lower(), text[:limit].rsplit(None, 1)[:1]   # with the seams, where a sentence may be cut
     for word in word_lists()['alarming']:
         at = middle.find(word)
         for _ in range(windows):
             if at < 0: break
             parts.append(middle[max(0, at - around):at + around])
             at = middle.find(word, at + around)
-    return '\n'.join([*parts, text[-limit:]])
+    return '\n'.join([*parts, *text[-limit:].split(None, 1)[-1:]])

@@ -238,7 +238,7 @@ def make_app(
     @app.post('/v1/chat/completions', dependencies=allowed, responses={200: {'content': {'application/json': {}, 'text/event-stream': {}}}})
     async def completions(told: ChatRequest, http: Request):
         "An answer to a conversation, through the guard."
-        if told.model not in (name, 'zenbot'): raise HTTPException(404, f"This server has no model '{told.model}': ask for '{name}' or 'zenbot'.")
+        if told.model not in (name, 'zenbot'): raise HTTPException(404, f"This server has the model '{name}', also called 'zenbot', and no other.")
         leave = _enter(present)
         head = dict(id=f'chatcmpl-{uuid.uuid4().hex}', object='chat.completion.chunk' if told.stream else 'chat.completion', created=int(time.time()), model=name)
         try:
