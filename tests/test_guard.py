@@ -158,8 +158,13 @@ def test_windows_cover_every_word():
     words = [f"w{i}" for i in range(300)]
     parts = windows(" ".join(words))
     assert set(" ".join(parts).split()) == set(words) and all(len(p.split()) <= 110 for p in parts)
-    far = windows(" ".join(["word"] * 2000 + ["suicide"] + ["word"] * 2000))
+    far = windows(" ".join([f"v{i}" for i in range(2000)] + ["suicide"] + [f"w{i}" for i in range(2000)]))
     assert len(far) == 4 and any("suicide" in p for p in far)
+
+
+def test_what_is_said_again_weighs_no_more():
+    assert windows("ha " * 500) == ["ha ha ha"] and windows("I sleep well. " * 3000) == ["I sleep well."]
+    assert decide("I sleep well. " * 3000)["route"] == decide("ha " * 500)["route"] == "support" and decide("I want to die. " * 500)["route"] == "crisis"
 
 
 def test_thresholds_keep_their_price():
