@@ -157,7 +157,7 @@ def locate(
         if not folder.exists(): unpack_gguf(Path(name).resolve(), folder)
         return folder
     if Path(name).is_dir(): return check_folder(Path(name))
-    if _only_a_path(Path(name)): raise BadInput(f"There is no folder '{name}': check the path.")
+    if _only_a_path(Path(name)): raise BadInput(f"'{name}' is neither a folder nor a named model ({', '.join(NAMED)}): check the path.")
     return _download(builder or str(name))
 
 def _only_a_path(name: Path) -> bool:
