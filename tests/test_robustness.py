@@ -81,8 +81,8 @@ def test_scores_of_equal_answers_do_not_drop_and_worse_ones_do():
     clean = ["Breathe slowly and rest.", "Write your worries down."]
     made = rows(clean, [("bananas", clean[0]), ("bananas", clean[1])])
     base, tuned = (score_rows(made, clean, n) for n in ("baseline", "finetuned"))
-    found = summarise(base)
-    assert found["control"]["drop"]["value"] == 0 and found["control"]["closeness"]["value"] == 1 and found["typos"]["drop"]["value"] > 0.5
+    found = summarise(base)   # embedded in another batch, a text may round otherwise
+    assert found["control"]["drop"]["value"] == pytest.approx(0, abs=1e-6) and found["control"]["closeness"]["value"] == pytest.approx(1, abs=1e-6) and found["typos"]["drop"]["value"] > 0.5
     assert found["all"]["drop"]["value"] == found["typos"]["drop"]["value"], "the control is no perturbation"
     assert sturdier(dict(baseline=base, finetuned=tuned))["loss"]["value"] < 0
     assert worst_case(base)["drop"]["value"] == pytest.approx(found["typos"]["drop"]["value"])
