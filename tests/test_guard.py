@@ -72,6 +72,7 @@ def test_a_message_is_read_with_what_it_answers():
     calm = [dict(role="user", content="Our dog needs heart tablets twice a day, and the box is empty"), dict(role="assistant", content="Do you have enough for tonight?")]
     worried = [dict(role="user", content="i cant keep going like this"), dict(role="assistant", content="Thank you for telling me. Are you thinking of ending your life?")]
     for layers in (LAYERS, LAYERS[:1]): assert decide("yes", worried, layers=layers)["route"] == "crisis" and decide("yes", calm, layers=layers)["route"] != "crisis"
+    assert decide("yes", calm, layers=LAYERS[:1])["route"] == "support"
     for question in ("Did you sleep better last night?", "Do you have somebody to talk to?", "Have you tried to put the phone away?", "Is the baby asleep?"):
         before = [dict(role="user", content="i sleep badly since the baby came"), dict(role="assistant", content=question)]
         assert all(decide(answer, before)["route"] == "support" for answer in ("yes", "no", "a bit", "yes thanks", "not really", "i did"))
