@@ -48,8 +48,10 @@ def evaluate(
     rows, rejected = load_rows(data)
     if not rows: raise BadInput(f'{data} holds no row that can be used ({len(rejected)} rejected).')
     chat = None if template == 'own' else load_prompter(next(iter(named.values())), template).chat_template
-    if on != 'local': from zenbot.answers_ray import answers_on_ray
-    elsewhere = answers_on_ray(address_of(on), cpus, gpus) if on != 'local' else None
+    elsewhere = None
+    if on != 'local':
+        from zenbot.answers_ray import answers_on_ray
+        elsewhere = answers_on_ray(address_of(on), cpus, gpus)
     board = compare(named, rows[:max_rows or None], out, load_rows(train)[0] if train else (), template=chat, batch_size=batch_size, max_length=max_length, seed=seed, free_cache=free_cache,
                     judges={j: load_judge(j) for j in judge or ()}, planted=audit_rows(data, 60, seed) if judge else (),
                     elsewhere=elsewhere, max_new_tokens=max_new_tokens, temperature=temperature, repetition_penalty=repetition_penalty)

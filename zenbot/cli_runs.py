@@ -144,8 +144,10 @@ def sweep(
     from zenbot.sweep_report import arms_table, write_sweep_report
     from zenbot.sweeps import cells_of, load_grid, run_sweep
     cells_of(load_grid(grid), yes)   # what is wrong with a grid is said before a cluster is looked for
-    if on != 'local': from zenbot.sweep_ray import on_ray
-    elsewhere = on_ray(address_of(on), cpus, gpus) if on != 'local' else None
+    elsewhere = None
+    if on != 'local':
+        from zenbot.sweep_ray import on_ray
+        elsewhere = on_ray(address_of(on), cpus, gpus)
     with (_SweepLive() if sys.stderr.isatty() and not as_json else _SweepLines(sys.stderr)) as show:
         try: found = run_sweep(grid, run, jobs, elsewhere, yes, show)
         except KeyboardInterrupt: raise RunFailed('stopped. Cells that are finished are kept; the same command goes on from here.') from None

@@ -57,6 +57,7 @@ class Bars:
         else:
             left = f"{info['eta']:.0f} s left" if info.get('eta') is not None else f'{time.time() - began:.0f} s'
             self.bars.update(self.tasks[stage], completed=info.get('done', 0), total=info.get('total', 1), note=', '.join(filter(None, [left, _describe(info)])))
+
 def progress(names, as_json: bool):
     "What shows the stages of a run: bars for a person, lines for everybody else."
     return Bars(names) if sys.stderr.isatty() and not as_json else Lines(sys.stderr)
